@@ -1,0 +1,26 @@
+# POSIX make: GNU make and FreeBSD's read it alike. All logic is in tools/.
+#
+#   make test    style, types and tests
+#   make demo    the whole story on one machine
+#   make lint    style and types only
+#   make clean   remove what the others made
+#
+# Each makes .venv and installs what is missing. NATF_NO_INSTALL=1 forbids that: the python3 on PATH (or $PYTHON) is used as it is.
+
+.POSIX:
+.PHONY: all test demo lint clean
+
+all: test
+
+test:
+	@sh tools/bootstrap test sh tools/check lint test
+
+lint:
+	@sh tools/bootstrap test sh tools/check lint
+
+demo:
+	@sh tools/bootstrap demo sh tools/check demo
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache natf_bsd.egg-info
+	find natf_bsd tests -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""The IPv4/UDP packet round a DNS message: taking the message out, putting another one in."""
+
+from __future__ import annotations
+
+import struct
+
+from natf_bsd.types import Protocol
+from natf_bsd.wire import checksum, packet
+
+_UDP_HEADER = 8
+
+
+def payload(data: bytearray) -> bytes | None:
+    """The UDP payload of a whole IPv4 packet, or None if it is not a complete, unfragmented UDP datagram."""
+    if packet.flow_key(data) is None or packet.protocol(data) != Protocol.UDP:
+        return None
+    start = packet.header_length(data)
+    (fragment,) = struct.unpack_from("!H", data, 6)
+    (length,) = struct.unpack_from("!H", data, start + 4)
+    if fragment & 0x3FFF or length < _UDP_HEADER or start + length > len(data):
+        return None
+    return bytes(data[start + _UDP_HEADER : start + length])
+
+
+def replace_payload(data: bytearray, message: bytes) -> bytearray:
+    """The packet `data` with `message` as its UDP payload: lengths and both checksums made anew, a zero UDP checksum kept zero (RFC 768)."""
+    start = packet.header_length(data)
+    length = _UDP_HEADER + len(message)
+    renewed = bytearray(data[: start + _UDP_HEADER]) + message
+    struct.pack_into("!H", renewed, 2, start + length)
+    struct.pack_into("!H", renewed, 10, 0)
+    struct.pack_into("!H", renewed, 10, checksum.checksum(renewed[:start]))
+    had_checksum = data[start + 6 : start + 8] != b"\0\0"
+    struct.pack_into("!HH", renewed, start + 4, length, 0)
+    if had_checksum:
+        pseudo_header = bytes(renewed[12:20]) + struct.pack("!HH", Protocol.UDP, length)
+        struct.pack_into("!H", renewed, start + 6, checksum.checksum(pseudo_header + renewed[start:]) or 0xFFFF)
+    return renewed

@@ -1,0 +1,295 @@
+"""Rewriting one DNS answer, bytes to bytes (paper 3.2 step 2; DESIGN.md section 3, phase 1).
+
+An answer that is not about a private host comes back as the very same object. One that is, but can't be understood,
+becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around a patch have
+to stay as they are, letter case, compression and unknown records included.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from natf_bsd.dns.names import HomeDomains
+from natf_bsd.tables.nrt import MAXIMUM_TTL
+from natf_bsd.tables.virtual import VirtualAddresses
+from natf_bsd.types import Address, Name
+
+Relate: TypeAlias = Callable[[Name, Sequence[Address], int], "Address | None"]
+"""Name, true addresses, TTL (s) to the virtual address; None when there is none to be had."""
+
+MAXIMUM_RECORDS = 256  # in one answer; a UDP answer of the usual 4096 bytes (RFC 6891 6.2.5) holds no more A records
+
+_HEADER = struct.Struct("!HHHHHH")
+_QUESTION_TAIL = struct.Struct("!HH")  # type, class
+_RECORD_HEAD = struct.Struct(
+    "!HHiH"
+)  # type, class, TTL, length of data; a TTL below zero means zero (RFC 2181 section 8)
+_POINTER_TO_QUESTION = b"\xc0\x0c"
+
+_QR, _OPCODE, _AA, _TC, _AD, _RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x0020, 0x000F
+_SERVFAIL = 2
+_IN = 1
+_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
+_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
+_POINTER, _LABEL_MAXIMUM, _NAME_MAXIMUM = 0xC0, 63, 255  # RFC 1035 sections 4.1.4, 2.3.4
+
+
+class Outcome(enum.Enum):
+    """What became of the answer."""
+
+    NOT_OURS = "not about a private host"
+    UNCHANGED = "about a private host, without an address to hide"
+    ALREADY = "had its virtual address already"
+    REWRITTEN = "true address replaced by the virtual one"
+    EMPTIED = "answer of a type that bypasses the A record removed"
+    FAILED = "no virtual address to be had, or not a sound DNS message: SERVFAIL"
+
+
+class Rewritten(NamedTuple):
+    """The DNS message to pass on; the same object that came in when nothing was to be done."""
+
+    data: bytes
+    outcome: Outcome
+
+
+class _MalformedError(Exception):
+    """Internal: the message is not what its counts and lengths say."""
+
+
+_Labels: TypeAlias = tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """The only question; `end` is the offset behind it."""
+
+    name: str
+    type: int
+    klass: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A resource record: offsets into the message of its first byte, its data, and the byte behind it."""
+
+    start: int
+    type: int
+    klass: int
+    ttl: int
+    data: int
+    end: int
+
+
+def rewrite(
+    data: bytes,
+    homes: HomeDomains,
+    relate: Relate,
+    virtual: VirtualAddresses,
+    *,
+    maximum_ttl: int = int(MAXIMUM_TTL),
+) -> Rewritten:
+    """The answer an application may see instead of `data`, the payload of a UDP packet from a DNS server.
+
+    An A answer comes back with one A record, the address `relate` gave, its TTL the smallest on the way there and at
+    most `maximum_ttl` (s; the name relation must outlive what caches keep). The result is never longer than `data`.
+    Raises nothing whatever the bytes.
+    """
+    question = _read_question(data)
+    name = homes.split(question.name) if question is not None and question.klass == _IN else None
+    if question is None or name is None:
+        return Rewritten(data, Outcome.NOT_OURS)
+    _, flags, _, answers, _, _ = _HEADER.unpack_from(data)
+    if flags & (_TC | _RCODE) or not answers or question.type not in {_A, *_EMPTIED_TYPES}:
+        return Rewritten(data, Outcome.UNCHANGED)
+    answer = _Answer(data, question)
+    try:
+        answer.read()
+        if question.type != _A:
+            return _without_bypass(answer)
+        return _with_virtual_address(answer, name, relate, virtual, maximum_ttl)
+    except _MalformedError:
+        return Rewritten(answer.servfail(), Outcome.FAILED)
+
+
+def _without_bypass(answer: _Answer) -> Rewritten:
+    if not any(record.type in _EMPTIED_TYPES for record in answer.answers):
+        return Rewritten(answer.message, Outcome.UNCHANGED)
+    return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
+
+
+def _with_virtual_address(
+    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int
+) -> Rewritten:
+    records, ttl = answer.chain()
+    if not records:
+        return Rewritten(answer.message, Outcome.UNCHANGED)
+    addresses = [answer.message[record.data : record.end] for record in records]
+    true_addresses = [address for address in addresses if not virtual.contains(address)]
+    if not true_addresses:
+        return Rewritten(answer.message, Outcome.ALREADY)
+    ttl = min(ttl, maximum_ttl)
+    address = relate(name, true_addresses, ttl)
+    if address is None:
+        return Rewritten(answer.servfail(), Outcome.FAILED)
+    if len(answer.answers) == 1:
+        return Rewritten(answer.patched(records[0], address, ttl), Outcome.REWRITTEN)
+    record = _POINTER_TO_QUESTION + _RECORD_HEAD.pack(_A, _IN, ttl, len(address)) + address
+    return Rewritten(answer.rebuilt(record), Outcome.REWRITTEN)
+
+
+class _Answer:
+    """A message about a private host, and the messages that can be made of it."""
+
+    def __init__(self, message: bytes, question: _Question) -> None:
+        self.message = message
+        self.question = question
+        self.answers: list[_Record] = []
+        self._opt: _Record | None = None
+
+    def read(self) -> None:
+        """Walk over all records. _MalformedError when one does not fit, or what we would rely on is odd."""
+        *_, answers, authorities, additionals = _HEADER.unpack_from(self.message)
+        if answers + authorities + additionals > MAXIMUM_RECORDS:
+            raise _MalformedError
+        records = list(_records(self.message, self.question.end, answers + authorities + additionals))
+        self.answers = records[:answers]
+        options = [record for record in records[answers + authorities :] if record.type == _OPT]
+        if len(options) > 1 or any(self.message[option.start] != 0 for option in options):  # RFC 6891 6.1.1, 6.1.2
+            raise _MalformedError
+        self._opt = options[0] if options else None
+
+    def chain(self) -> tuple[list[_Record], int]:
+        """The A records the question's name leads to over any CNAMEs, and the smallest TTL on the way.
+
+        None at all is an empty list; A records the question does not lead to are odd.
+        """
+        owners = [_expand(self.message, record.start)[0] for record in self.answers]
+        cnames = {o: r for o, r in zip(reversed(owners), reversed(self.answers), strict=True) if r.type == _CNAME}
+        name, passed = _expand(self.message, _HEADER.size)[0], []
+        while name in cnames:
+            step = cnames.pop(name)  # popped: a loop ends where it would close
+            passed.append(step)
+            name = self._target(step)
+        found = [r for o, r in zip(owners, self.answers, strict=True) if r.type == _A and o == name]
+        every = [record for record in self.answers if record.type == _A]
+        if (every and not found) or any(r.klass != _IN or r.end - r.data != 4 for r in every):
+            raise _MalformedError
+        return found, min((max(record.ttl, 0) for record in [*passed, *found]), default=0)
+
+    def patched(self, record: _Record, address: Address, ttl: int) -> bytes:
+        """The message with the data and TTL of its only answer replaced in place, and not called authentic any more."""
+        result = bytearray(self.message)
+        struct.pack_into("!H", result, 2, self._flags & ~_AD)
+        _RECORD_HEAD.pack_into(result, record.data - _RECORD_HEAD.size, _A, _IN, ttl, len(address))
+        result[record.data : record.end] = address
+        return bytes(result)
+
+    def rebuilt(self, record: bytes) -> bytes:
+        """Header, question, `record` if any, EDNS. The rest could show the true address, or a signature now false."""
+        return self._compose(self._flags & ~_AD, record)
+
+    def servfail(self) -> bytes:
+        return self._compose(self._flags & ~(_AA | _TC | _AD | _RCODE) | _SERVFAIL, b"")
+
+    @property
+    def _flags(self) -> int:
+        return int.from_bytes(self.message[2:4], "big")
+
+    def _compose(self, flags: int, record: bytes) -> bytes:
+        opt = self.message[self._opt.start : self._opt.end] if self._opt is not None else b""
+        header = _HEADER.pack(int.from_bytes(self.message[:2], "big"), flags, 1, bool(record), 0, bool(opt))
+        return header + self.message[_HEADER.size : self.question.end] + record + opt
+
+    def _target(self, cname: _Record) -> _Labels:
+        target, end = _expand(self.message, cname.data)
+        if end != cname.end:
+            raise _MalformedError
+        return target
+
+
+def _read_question(data: bytes) -> _Question | None:
+    """The question of an answer with one; None for anything else, and for names no home domain can have."""
+    if len(data) < _HEADER.size:
+        return None
+    _, flags, questions, _, _, _ = _HEADER.unpack_from(data)
+    if questions != 1 or flags & (_QR | _OPCODE) != _QR:
+        return None
+    labels = []
+    offset = _HEADER.size
+    while offset < len(data) and 0 < (length := data[offset]) <= _LABEL_MAXIMUM:
+        labels.append(data[offset + 1 : offset + 1 + length])
+        offset += 1 + length
+    offset += 1
+    if offset - _HEADER.size > _NAME_MAXIMUM or offset + _QUESTION_TAIL.size > len(data) or data[offset - 1] != 0:
+        return None
+    if any(b"." in label for label in labels):
+        return None
+    kind, klass = _QUESTION_TAIL.unpack_from(data, offset)
+    return _Question(b".".join(labels).decode("latin-1"), kind, klass, offset + _QUESTION_TAIL.size)
+
+
+def _records(data: bytes, offset: int, count: int) -> Iterator[_Record]:
+    for _ in range(count):
+        start = offset
+        offset = _skip(data, offset) + _RECORD_HEAD.size
+        if offset > len(data):
+            raise _MalformedError
+        kind, klass, ttl, length = _RECORD_HEAD.unpack_from(data, offset - _RECORD_HEAD.size)
+        if offset + length > len(data):
+            raise _MalformedError
+        yield _Record(start, kind, klass, ttl, offset, offset + length)
+        offset += length
+
+
+def _skip(data: bytes, offset: int) -> int:
+    """The offset behind the name at `offset`, pointers not followed."""
+    while offset < len(data):
+        length = data[offset]
+        if length >= _POINTER:
+            return offset + 2
+        if length > _LABEL_MAXIMUM:
+            break
+        offset += 1 + length
+        if length == 0:
+            return offset
+    raise _MalformedError
+
+
+def _expand(data: bytes, offset: int) -> tuple[_Labels, int]:
+    """The labels of the name at `offset` in lower case, and the offset behind it.
+
+    Pointers must lead backwards (RFC 1035 section 4.1.4, "a prior occurrence"), so the walk ends.
+    """
+    end = _skip(data, offset)
+    labels: list[bytes] = []
+    total, barrier = 1, offset
+    while True:
+        offset, length = _follow(data, offset, barrier)
+        barrier = min(barrier, offset)
+        if length == 0:
+            return tuple(labels), end
+        total += 1 + length
+        if total > _NAME_MAXIMUM or offset + 1 + length > len(data):
+            raise _MalformedError
+        labels.append(data[offset + 1 : offset + 1 + length].lower())
+        offset += 1 + length
+
+
+def _follow(data: bytes, offset: int, barrier: int) -> tuple[int, int]:
+    """Where the label at `offset` really is, and its length. Every jump must go to before `barrier`."""
+    while offset < len(data):
+        length = data[offset]
+        if length <= _LABEL_MAXIMUM:
+            return offset, length
+        if length < _POINTER or offset + 2 > len(data):
+            break
+        offset = int.from_bytes(data[offset : offset + 2], "big") & 0x3FFF
+        if offset >= barrier:
+            break
+        barrier = offset
+    raise _MalformedError

@@ -1,0 +1,506 @@
+"""The external node's decisions, sans-IO: packets and `now` in, effects out.
+
+A packet meets this file in the order of the paper's section 3.2: its name's DNS answer (`handle_dns`), its flow's first packet
+(`handle_outbound`, held), the router's answer (`handle_control`, released), then data both ways (`handle_outbound`,
+`handle_inbound`). `handle_timer` does all that only time brings about.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+
+from natf_bsd.config import EnConfig
+from natf_bsd.counters import Counters
+from natf_bsd.dns import carrier
+from natf_bsd.dns.names import HomeDomains
+from natf_bsd.dns.rewrite import Outcome, rewrite
+from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.en import saved
+from natf_bsd.en.counts import COUNTERS
+from natf_bsd.en.held import HeldPackets
+from natf_bsd.en.negotiation import Negotiation, State
+from natf_bsd.en.peers import Peers
+from natf_bsd.en.refusals import Reaction, Refusals, answer, reaction_to
+from natf_bsd.errors import TableFull, UnsupportedVersion, WireError
+from natf_bsd.tables.nrt import NameRelation, NameTable
+from natf_bsd.tables.vat import VatEntry, VatTable
+from natf_bsd.tables.virtual import VirtualAddresses
+from natf_bsd.types import Address, Endpoint, Flow, Name, Packet, Protocol
+from natf_bsd.wire import icmp, message
+from natf_bsd.wire import packet as wire
+
+MAXIMUM_NEGOTIATIONS = 4096
+"""Negotiations under way at once; the held packets' bound is the larger one, this one bounds the requests in flight."""
+
+DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
+"""Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own table limits it."""
+
+DOUBT_AFTER = 5.0
+"""Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed port says the same."""
+
+_DNS_OUTCOMES = {
+    Outcome.NOT_OURS: "dns.sent.not_ours",
+    Outcome.REWRITTEN: "dns.sent.rewritten",
+    Outcome.EMPTIED: "dns.sent.emptied",
+    Outcome.ALREADY: "dns.sent.already",
+    Outcome.UNCHANGED: "dns.sent.unchanged",
+    Outcome.FAILED: "dns.sent.failed",
+}
+
+
+class EnCore:
+    """One external node.
+
+    `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection mark) or everything from
+    mapped routers (FreeBSD, by address table); it decides what becomes of one that has no VAT entry. `token` makes random bytes.
+    """
+
+    def __init__(
+        self, config: EnConfig, *, inbound_exact: bool = True, token: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
+        self.counters = Counters(COUNTERS)
+        self.epoch_offset = 0.0
+        """Seconds to add to `now` for the time since 1970 (AUTH, the journal); the shell keeps it right."""
+        self._config = config
+        self._inbound_exact = inbound_exact
+        self._token = token
+        self._homes = HomeDomains(config.home_domains)
+        self._virtual = VirtualAddresses(config.virtual_prefix)
+        self.names = NameTable(
+            self._virtual,
+            maximum=config.maximum_names,
+            minimum_ttl=config.minimum_ttl,
+            maximum_ttl=config.maximum_ttl,
+            quarantine=config.quarantine,
+        )
+        self._removed_flows: list[VatEntry] = []
+        self.vat = VatTable(config.maximum_flows, self._removed_flows.append)
+        self.peers = Peers()
+        self.held = HeldPackets()
+        self._refusals = Refusals()
+        self._negotiations: dict[bytes, Negotiation] = {}
+        self._by_flow: dict[bytes, Negotiation] = {}
+        self._alarms: list[tuple[float, int, Negotiation]] = []
+        self._alarm_number = count()
+        self._unconfirmed: set[bytes] = set()
+
+    # Phase 1: the name.
+
+    def handle_dns(self, packet: Packet, now: float) -> list[Effect]:
+        """A DNS answer on its way to an application: rewritten if it is about a name of ours."""
+        self.counters.add("dns.received")
+        query = carrier.payload(packet.data)
+        if query is None:
+            self.counters.add("dns.sent.not_dns")
+            return [Send(packet)]
+        learned: list[NameRelation] = []
+
+        def relate(name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
+            try:
+                relation = self.names.learn(name, routers, ttl, now)
+            except TableFull:
+                return None
+            learned.append(relation)
+            return relation.virtual
+
+        result = rewrite(query, self._homes, relate, virtual=self._virtual)
+        self.counters.add(_DNS_OUTCOMES[result.outcome])
+        if result.data is not query:
+            packet.data = carrier.replace_payload(packet.data, result.data)
+        return [Send(packet), *(Save(saved.name_record(relation, self.epoch_offset)) for relation in learned)]
+
+    # Phase 2 and 3, outward: hold and negotiate, or translate.
+
+    def handle_outbound(self, packet: Packet, now: float) -> list[Effect]:
+        """A packet of an application to a virtual address."""
+        self.counters.add("out.received")
+        data = packet.data
+        key = wire.flow_key(data)
+        if key is None:
+            return self._outbound_other(packet)
+        entry = self.vat.by_out(key)
+        if entry is None:
+            return self._first_packet(packet, key, now)
+        entry.note_out(wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0, now)
+        entry.out_rewrite.apply(data)
+        self.counters.add("out.sent.translated")
+        effects: list[Effect] = [Send(packet)]
+        if key in self._unconfirmed or entry.renew_due(now):
+            self._renew(entry, key, now, effects)
+        return effects
+
+    def _outbound_other(self, packet: Packet) -> list[Effect]:
+        """ICMP errors of this host are translated; all else (ping, fragments, other protocols) is refused aloud."""
+        data = packet.data
+        try:
+            wire.check_ipv4(data)
+        except WireError:
+            return self._drop(packet, "out.drop.malformed")
+        quoted = wire.quoted_flow(data)
+        entry = self.vat.by_out(quoted.reversed().key) if quoted else None
+        if entry is None:
+            return self._reject([packet], Reaction.UNREACHABLE, "out.drop.unsupported")
+        wire.QuotedRewrite(
+            outer_destination=(entry.flow.destination.address, entry.mapped.address),
+            quoted_source=(entry.flow.destination, entry.mapped),
+        ).apply(data)
+        self.counters.add("out.sent.error")
+        return [Send(packet)]
+
+    def _first_packet(self, packet: Packet, key: bytes, now: float) -> list[Effect]:
+        flow = wire.flow_of(packet.data)
+        if flow is None:
+            return self._drop(packet, "out.drop.malformed")
+        if flow.protocol == Protocol.TCP and wire.tcp_flags(packet.data) & wire.TCP_RST:
+            return self._drop(packet, "out.drop.stray_reset")
+        relation = self.names.by_virtual(flow.destination.address)
+        if relation is None:
+            return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_such_address")
+        refusal = self._refusals.get(key)
+        if refusal is not None:
+            return self._reject([packet], refusal, "out.drop.refused")
+        if key not in self._by_flow and len(self._by_flow) >= MAXIMUM_NEGOTIATIONS:
+            return self._reject([packet], Reaction.UNREACHABLE, "out.drop.table_full")
+        displaced = self.held.hold(key, packet)
+        if displaced is packet:
+            return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
+        effects = self._drop(displaced, "out.drop.replaced") if displaced else []
+        if key not in self._by_flow:
+            self.counters.add("negotiation.started")
+            self._negotiate(flow, key, relation, relation.routers, now, effects)
+        return effects
+
+    # Negotiation [3.2 step 3-6].
+
+    def _renew(self, entry: VatEntry, key: bytes, now: float, effects: list[Effect]) -> None:
+        """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile."""
+        if entry.direct or key in self._by_flow:
+            return
+        self._unconfirmed.discard(key)
+        self.counters.add("negotiation.renewals")
+        routers = entry.relation.routers
+        self._negotiate(entry.flow, key, entry.relation, routers, now, effects, renewal=True)
+
+    def _negotiate(
+        self,
+        flow: Flow,
+        key: bytes,
+        relation: NameRelation,
+        routers: tuple[Address, ...],
+        now: float,
+        effects: list[Effect],
+        renewal: bool = False,
+    ) -> None:
+        """Send the first request to `routers[0]`; the others follow if it stays silent."""
+        negotiation = Negotiation(
+            flow,
+            relation.name,
+            routers[0],
+            self._token(8),
+            int.from_bytes(self._token(2), "big"),
+            self.peers.rto(routers[0]),
+            self._config.keys.get(relation.name.domain),
+            renewal,
+            routers[1:],
+        )
+        self._negotiations[negotiation.transaction] = negotiation
+        self._by_flow[key] = negotiation
+        self._request(negotiation, negotiation.start(now, self._epoch_ms(now)), effects)
+
+    def _request(self, negotiation: Negotiation, data: bytes, effects: list[Effect]) -> None:
+        self.counters.add("request.sent")
+        effects.append(SendControl(negotiation.router, data, negotiation.transaction))
+        heapq.heappush(self._alarms, (negotiation.due, next(self._alarm_number), negotiation))
+
+    def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
+        """An ICMP message from `source`, from its type byte: the answer of a router, or an answer to somebody's ping."""
+        self.counters.add("control.received")
+        try:
+            echo = icmp.decode_echo(data)
+        except WireError:
+            return self._ignore("malformed")
+        if echo.type != icmp.ECHO_REPLY or not message.is_natf(echo.data):
+            return self._ignore("not_natf")
+        try:
+            heard = message.decode(echo.data)
+        except UnsupportedVersion as error:
+            heard = message.Refused(error.transaction, message.Status.UNSUPPORTED, str(error))
+        except WireError:
+            return self._ignore("malformed")
+        negotiation = self._negotiations.get(heard.transaction)
+        if negotiation is None:
+            return self._ignore("unknown")
+        if source != negotiation.router or echo.ident != negotiation.ident:
+            return self._ignore("wrong_source")
+        if not negotiation.authentic(echo.data, self._epoch_ms(now)):
+            return self._ignore("unauthenticated")
+        return self._heard(negotiation, echo.sequence, heard, now)
+
+    def _heard(self, negotiation: Negotiation, sequence: int, heard: message.Message, now: float) -> list[Effect]:
+        """Act on a believed answer.
+
+        A mapping at another address than the router's own is not taken: it would let a router point our programs at hosts of our own network.
+        """
+        if isinstance(heard, message.Request):
+            if self.peers.speaks_natf(negotiation.router):
+                return self._ignore("mirror_of_peer")
+            self.counters.add("control.used.mirror")
+            negotiation.mirrored()
+            return self._finish(negotiation, now)
+        round_trip = negotiation.round_trip(sequence, now)
+        if round_trip is not None:
+            self.peers.answered(negotiation.router, round_trip, now)
+        if isinstance(heard, message.CookieChallenge):
+            return self._challenged(negotiation, heard.cookie, now)
+        if isinstance(heard, message.Response):
+            if heard.mapped.address != negotiation.router:
+                return self._ignore("foreign_mapping")
+            self.counters.add("control.used.response")
+            negotiation.responded(heard)
+        else:
+            self.counters.add("control.used.refusal")
+            negotiation.refused(heard)
+        return self._finish(negotiation, now)
+
+    def _challenged(self, negotiation: Negotiation, cookie: bytes, now: float) -> list[Effect]:
+        request = negotiation.challenged(cookie, now, self._epoch_ms(now))
+        if request is None:
+            return self._ignore("challenges")
+        self.counters.add("control.used.challenge")
+        effects: list[Effect] = []
+        self._request(negotiation, request, effects)
+        return effects
+
+    def _ignore(self, why: str) -> list[Effect]:
+        self.counters.add(f"control.ignored.{why}")
+        return []
+
+    def _finish(self, negotiation: Negotiation, now: float) -> list[Effect]:
+        """The negotiation reached a last state: release or refuse what waited for it."""
+        key = negotiation.flow.key
+        del self._negotiations[negotiation.transaction]
+        del self._by_flow[key]
+        if negotiation.state is State.MAPPED and negotiation.mapped is not None:
+            effects = self._mapped(negotiation.flow, negotiation.mapped, negotiation.lifetime, False, now)
+        elif negotiation.state is State.DIRECT:
+            effects = self._direct(negotiation, now)
+        elif negotiation.state is State.REFUSED:
+            effects = self._refused(negotiation, key, now)
+        else:
+            effects = self._silent(negotiation, key, now)
+        effects.append(Resumed(negotiation.transaction))
+        return effects + self._settle_removed(now)
+
+    def _direct(self, negotiation: Negotiation, now: float) -> list[Effect]:
+        """G2 is no NAT-f router [4]: G1:s <-> V1:d means G1:s <-> G2:d, and the application reaches G2 itself."""
+        flow = negotiation.flow
+        itself = Endpoint(negotiation.router, flow.destination.port)
+        return self._mapped(flow, itself, DIRECT_LIFETIME[Protocol(flow.protocol)], True, now)
+
+    def _mapped(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> list[Effect]:
+        """Make or renew the flow's VAT entry and let its held packets go."""
+        packets = self.held.take(flow.key)
+        try:
+            entry = self._entry(flow, mapped, lifetime, direct, now)
+        except (TableFull, KeyError):
+            return self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
+        effects: list[Effect] = []
+        for packet in packets:
+            entry.note_out(wire.tcp_flags(packet.data) if flow.protocol == Protocol.TCP else 0, now)
+            entry.out_rewrite.apply(packet.data)
+            self.counters.add("out.sent.released")
+            effects.append(Send(packet))
+        effects.append(Save(saved.flow_record(entry)))
+        return effects
+
+    def _entry(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> VatEntry:
+        """The flow's entry, made or brought up to date; TableFull or KeyError (another flow has this mapping) if it cannot be."""
+        entry = self.vat.by_out(flow.key)
+        if entry is not None:
+            if entry.mapped != mapped:
+                self.counters.add("mapping.changed")
+            self.vat.remap(entry, mapped, lifetime, now)
+            return entry
+        relation = self.names.by_virtual(flow.destination.address)
+        if relation is None:
+            raise KeyError(flow.destination.address)
+        entry = self.vat.insert(flow, mapped, relation, lifetime=lifetime, direct=direct, now=now)
+        self.names.acquire(relation)
+        return entry
+
+    def _refused(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
+        entry = self.vat.by_out(key)
+        if entry is not None:
+            self.vat.remove(entry)
+        reaction = reaction_to(negotiation.refusal)
+        self._refusals.remember(key, reaction, now)
+        return self._reject(self.held.take(key), reaction, "out.drop.refused")
+
+    def _silent(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
+        """No answer: the name's next router, if it has one; then what the configuration says, never silence."""
+        self.counters.add("negotiation.silent")
+        effects: list[Effect] = []
+        relation = self.names.by_virtual(negotiation.flow.destination.address)
+        if negotiation.alternatives and relation is not None:
+            self._negotiate(
+                negotiation.flow, key, relation, negotiation.alternatives, now, effects, negotiation.renewal
+            )
+            return effects
+        entry = self.vat.by_out(key)
+        if entry is not None:
+            entry.renew_not_before = now + DOUBT_AFTER
+            return effects
+        if self._may_go_direct(negotiation):
+            return self._direct(negotiation, now)
+        return self._reject(self.held.take(key), Reaction.UNREACHABLE, "out.drop.silent")
+
+    def _may_go_direct(self, negotiation: Negotiation) -> bool:
+        """A router that speaks NAT-f, or should prove itself by key, is never taken for the inside host."""
+        return (
+            self._config.on_silence == "direct"
+            and negotiation.key is None
+            and not self.peers.speaks_natf(negotiation.router)
+        )
+
+    # Phase 3, inward.
+
+    def handle_inbound(self, packet: Packet, now: float) -> list[Effect]:
+        """A packet from a mapped router: a flow's answer, or an ICMP error about a flow."""
+        self.counters.add("in.received")
+        data = packet.data
+        key = wire.flow_key(data)
+        if key is None:
+            return self._inbound_error(packet, now)
+        entry = self.vat.by_in(key)
+        if entry is None:
+            return self._inbound_unknown(packet)
+        entry.note_in(wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0, now)
+        entry.in_rewrite.apply(data)
+        self.counters.add("in.sent.translated")
+        return [Send(packet)]
+
+    def _inbound_error(self, packet: Packet, now: float) -> list[Effect]:
+        """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d, or no socket would know them (FREEBSD.md 13)."""
+        data = packet.data
+        try:
+            wire.check_ipv4(data)
+        except WireError:
+            return self._drop(packet, "in.drop.malformed")
+        quoted = wire.quoted_flow(data)
+        entry = self.vat.by_in(quoted.reversed().key) if quoted else None
+        if entry is None:
+            return self._inbound_unknown(packet)
+        effects: list[Effect] = [Send(packet)]
+        from_router = wire.source(data) == entry.mapped.address
+        wire.QuotedRewrite(
+            outer_source=(entry.mapped.address, entry.flow.destination.address) if from_router else None,
+            quoted_destination=(entry.mapped, entry.flow.destination),
+        ).apply(data)
+        self.counters.add("in.sent.error")
+        if from_router and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
+            self._renew(entry, entry.flow.key, now, effects)
+        return effects
+
+    def _inbound_unknown(self, packet: Packet) -> list[Effect]:
+        if self._inbound_exact:
+            return self._drop(packet, "in.drop.no_flow")
+        self.counters.add("in.sent.foreign")
+        return [Send(packet)]
+
+    # Time.
+
+    def handle_timer(self, now: float) -> list[Effect]:
+        """Retransmissions, give-ups, expiry. Call at `next_deadline()`; earlier or later does no harm."""
+        effects: list[Effect] = []
+        while self._alarms and self._alarms[0][0] <= now:
+            due, _, negotiation = heapq.heappop(self._alarms)
+            if negotiation.state is not State.REQUESTING or negotiation.due != due:
+                continue
+            request = negotiation.retry(now, self._epoch_ms(now))
+            if request is None:
+                effects += self._finish(negotiation, now)
+            else:
+                self.counters.add("request.retransmitted")
+                self._request(negotiation, request, effects)
+        self.vat.expire(now)
+        self.names.expire(now)
+        self.peers.expire(now)
+        self._refusals.expire(now)
+        return effects + self._settle_removed(now)
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` has something to do next (monotonic seconds), None if never."""
+        deadlines = (
+            self._alarms[0][0] if self._alarms else None,
+            self.vat.next_deadline(),
+            self.names.next_deadline(),
+            self.peers.next_deadline(),
+            self._refusals.next_deadline(),
+        )
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def negotiations(self) -> Iterator[Negotiation]:
+        """Those under way."""
+        return iter(self._by_flow.values())
+
+    def shutdown(self) -> list[Effect]:
+        """Let go of what is held: the handle's end would lose it without a count."""
+        effects: list[Effect] = []
+        for packet in self.held.take_all():
+            effects += self._drop(packet, "out.drop.shutdown")
+        return effects
+
+    def restore(self, records: list[saved.Record], now: float) -> list[str]:
+        """Take over what the previous run saved; returns a sentence for every record that could not be used."""
+        complaints: list[str] = []
+        names, flows = saved.by_kind(records)
+        for record in names:
+            try:
+                self.names.restore(*saved.read_name(record, self.epoch_offset))
+            except (ValueError, KeyError, TypeError, TableFull) as error:
+                complaints.append(f"{record.get('id')}: {error}")
+        for record in flows:
+            try:
+                self._restore_flow(record, now)
+            except (ValueError, KeyError, TypeError, TableFull) as error:
+                complaints.append(f"{record.get('id')}: {error}")
+        return complaints
+
+    def _restore_flow(self, record: saved.Record, now: float) -> None:
+        """The entry as it was; its first packet outward asks the router whether it still holds."""
+        flow, mapped, lifetime, direct = saved.read_flow(record)
+        entry = self._entry(flow, mapped, lifetime, direct, now)
+        entry.note_in(0, now)  # it was in use: an established connection may be idle for long
+        self._unconfirmed.add(flow.key)
+        self.counters.add("flows.restored")
+
+    # The last step of every way out.
+
+    def _settle_removed(self, now: float) -> list[Effect]:
+        """What follows from the removal of VAT entries, for whatever reason they went."""
+        effects: list[Effect] = []
+        for entry in self._removed_flows:
+            self._unconfirmed.discard(entry.flow.key)
+            self.names.release(entry.relation, now)
+            effects.append(Save(saved.flow_gone(entry)))
+        self._removed_flows.clear()
+        return effects
+
+    def _drop(self, packet: Packet, counter: str) -> list[Effect]:
+        self.counters.add(counter)
+        return [Drop(packet)]
+
+    def _reject(self, packets: Sequence[Packet], reaction: Reaction, counter: str) -> list[Effect]:
+        """Drop a flow's packets and tell its program, once."""
+        effects: list[Effect] = [Drop(packet) for packet in packets]
+        self.counters.add(counter, len(packets))
+        error = answer(packets[-1].data, reaction) if packets else None
+        if error is not None:
+            effects.append(Inject(error))
+        return effects
+
+    def _epoch_ms(self, now: float) -> int:
+        return int((now + self.epoch_offset) * 1000)

@@ -1,0 +1,186 @@
+"""The external node's daemon: the core between three diverted streams, a raw socket to applications and one to routers.
+
+    kernel -> dns / out / inward (divert) -> core -> effects -> divert, injector, control -> kernel
+
+Firewall rules are set only when every queue has its reader, and taken back first when the daemon ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from natf_bsd.config import EnConfig, settings_of
+from natf_bsd.divert import Divert
+from natf_bsd.divert.inject import ControlSocket, Injector
+from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.en import report
+from natf_bsd.en.core import EnCore
+from natf_bsd.firewall import plan
+from natf_bsd.firewall.installed import Installed
+from natf_bsd.ops import runtime
+from natf_bsd.ops.control import ControlServer
+from natf_bsd.ops.interfaces import outer_interface
+from natf_bsd.ops.journal import Journal
+from natf_bsd.ops.loop import Loop, epoch_offset, monotonic, precise
+from natf_bsd.ops.trace import Trace
+from natf_bsd.types import Direction, Packet
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+"""Packets read from one handle before the others have their turn."""
+
+_FLUSH_AFTER = 0.1
+"""Seconds an appended record may wait: what a crash can lose of the tables, bought for not writing a file while packets wait."""
+
+_CLOCK_CHECK = 60.0
+"""Seconds between looks at the clock of day, which may have been set."""
+
+STATUS_ROWS = 1000
+
+
+class EnDaemon:
+    """Everything that lives while `natf en run` does; `run` returns when it is told to stop."""
+
+    def __init__(self, config: EnConfig) -> None:
+        self._config = config
+        self._core = EnCore(config)
+        self._trace = Trace()
+        self._flush_at: float | None = None
+        self._clock_at = 0.0
+
+    def run(self) -> None:
+        config = self._config
+        runtime.need_root("natf en run")
+        with ExitStack() as stack:
+            stack.enter_context(runtime.RoleLock(config.run_dir, "en"))
+            self._interface = outer_interface(config.interface)
+            self._journal = Journal(config.state_dir / "en.journal")
+            stack.callback(self._flush)
+            self._restore()
+            marks = {"mark": config.mark, "mask": plan.MARK_MASK}
+            self._dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
+            self._out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, **marks))
+            self._in = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
+            self._injector = Injector(config.mark)
+            stack.callback(self._injector.close)
+            self._control = ControlSocket()
+            stack.callback(self._control.close)
+            stack.callback(lambda: self._perform(self._core.shutdown(), self._out))
+            self._loop = Loop(self._next_deadline, self._tick)
+            stack.callback(self._loop.close)
+            self._listen()
+            stack.enter_context(Installed(plan.en(config, self._interface), config.run_dir))
+            server = ControlServer(config.run_dir / "en.sock", self._loop, {"status": self._status})
+            stack.callback(server.close)
+            log.info("external node ready on %s for %s", self._interface, ", ".join(config.home_domains))
+            self._loop.run()
+            log.info("external node stops")
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._dns, self._read_dns)
+        self._loop.add_reader(self._out, self._read_out)
+        self._loop.add_reader(self._in, self._read_in)
+        self._loop.add_reader(self._control, self._read_control)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, self._loop.stop)
+
+    def _restore(self) -> None:
+        self._core.epoch_offset = epoch_offset()
+        complaints = self._journal.skipped + self._core.restore(self._journal.records(), monotonic())
+        for complaint in complaints:
+            log.warning("not restored: %s", complaint)
+
+    # One reader a stream.
+
+    def _read_dns(self) -> None:
+        for packet in self._dns.recv_batch(_BATCH):
+            began = precise()
+            rewritten = self._core.counters["dns.sent.rewritten"]
+            self._perform(self._core.handle_dns(packet, monotonic()), self._dns)
+            if self._core.counters["dns.sent.rewritten"] > rewritten:
+                self._trace.answers.append(precise() - began)
+
+    def _read_out(self) -> None:
+        self._read(self._out, self._core.handle_outbound)
+
+    def _read_in(self) -> None:
+        self._read(self._in, self._core.handle_inbound)
+
+    def _read(self, divert: Divert, handle: Callable[[Packet, float], list[Effect]]) -> None:
+        arrived = precise()
+        now = monotonic()
+        for packet in divert.recv_batch(_BATCH):
+            self._perform(handle(packet, now), self._out if divert is self._out else divert, arrived)
+
+    def _read_control(self) -> None:
+        arrived = precise()
+        for source, data in self._control.recv_batch(_BATCH):
+            self._perform(self._core.handle_control(source, data, monotonic()), self._out, arrived)
+
+    # Effects.
+
+    def _perform(self, effects: Iterable[Effect], divert: Divert, arrived: float = 0.0) -> None:
+        """Do what the core asks, in order. `divert` is the handle the effects' packets came from: all but inbound ones are of `out`."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                divert.send(effect.packet)
+            elif isinstance(effect, Drop):
+                divert.drop(effect.packet)
+            elif isinstance(effect, SendControl):
+                self._control.send(effect.router, effect.data)
+                self._trace.started(effect.transaction, arrived or precise(), precise())
+            elif isinstance(effect, Resumed):
+                self._trace.ended(effect.transaction, arrived, precise())
+            elif isinstance(effect, Inject):
+                self._injector.send(effect.data)
+            elif isinstance(effect, Save):
+                self._save(effect)
+
+    def _save(self, effect: Save) -> None:
+        self._journal.append(effect.record)
+        if self._flush_at is None:
+            self._flush_at = monotonic() + _FLUSH_AFTER
+
+    def _flush(self) -> None:
+        self._flush_at = None
+        try:
+            self._journal.flush()
+        except OSError as error:
+            log.error("%s: %s; names and flows would not survive a restart", self._journal.path, error.strerror)
+
+    # Time.
+
+    def _next_deadline(self) -> float | None:
+        deadlines = (self._core.next_deadline(), self._flush_at, self._clock_at)
+        return min(deadline for deadline in deadlines if deadline is not None)
+
+    def _tick(self, now: float) -> None:
+        if now >= self._clock_at:
+            self._core.epoch_offset = epoch_offset()
+            self._clock_at = now + _CLOCK_CHECK
+        if self._flush_at is not None and now >= self._flush_at:
+            self._flush()
+        self._perform(self._core.handle_timer(now), self._out, precise())
+
+    def _status(self, request: dict[str, Any]) -> dict[str, object]:
+        return {
+            "role": "en",
+            "process": os.getpid(),
+            "interface": str(self._interface),
+            "settings": settings_of(self._config),
+            **report.tables(self._core, monotonic(), STATUS_ROWS),
+            "handles": {
+                "dns": self._dns.counters,
+                "out": self._out.counters,
+                "in": self._in.counters,
+                "injector": self._injector.counters,
+                "control": self._control.counters,
+            },
+            "trace": self._trace.snapshot(),
+        }

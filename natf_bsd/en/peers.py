@@ -1,0 +1,69 @@
+"""What the external node remembers of each router: its round trip, and that it speaks NAT-f."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from natf_bsd.errors import TableFull
+from natf_bsd.tables.expiring import Table
+from natf_bsd.types import Address
+
+INITIAL_RTO = 0.25
+MINIMUM_RTO = 0.02
+MAXIMUM_RTO = 1.0
+"""Seconds to the first retransmission: DESIGN.md section 5."""
+
+_SMOOTHING = 1 / 8
+"""RFC 6298 section 2.3, alpha."""
+
+_MEMORY = 3600.0
+"""Seconds a router is remembered after its last answer."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """One router that has answered in NAT-f's own words (never a mere mirror)."""
+
+    address: Address
+    smoothed_rtt: float
+    deadline: float
+
+    @property
+    def rto(self) -> float:
+        return min(max(2 * self.smoothed_rtt, MINIMUM_RTO), MAXIMUM_RTO)
+
+
+class Peers:
+    """Routers by address. Bounded; when full a new router is simply not remembered, which costs it only the better first timeout."""
+
+    def __init__(self, maximum: int = 4096) -> None:
+        self._table: Table[Peer] = Table(maximum, {"address": lambda peer: peer.address})
+
+    def rto(self, router: Address) -> float:
+        peer = self._table.get("address", router)
+        return peer.rto if peer else INITIAL_RTO
+
+    def speaks_natf(self, router: Address) -> bool:
+        """Whether it has answered us before: its mirroring an echo then means its daemon is away, not that it is no NAT-f router."""
+        return self._table.get("address", router) is not None
+
+    def answered(self, router: Address, rtt: float, now: float) -> None:
+        peer = self._table.get("address", router)
+        if peer is None:
+            try:
+                self._table.insert(Peer(router, rtt, now + _MEMORY))
+            except TableFull:
+                return
+        else:
+            peer.smoothed_rtt += _SMOOTHING * (rtt - peer.smoothed_rtt)
+            peer.deadline = now + _MEMORY
+
+    def expire(self, now: float) -> None:
+        self._table.expire(now)
+
+    def next_deadline(self) -> float | None:
+        return self._table.next_deadline()
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._table)

@@ -1,0 +1,78 @@
+"""What of the external node's tables survives a restart, as journal records (ops/journal.py).
+
+A virtual address must mean the same name after a restart, since applications keep addresses, and a download whose every packet comes in would never
+make its flow negotiate again: so names and flows are both kept (DESIGN.md section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from natf_bsd.tables.nrt import NameRelation
+from natf_bsd.tables.vat import VatEntry
+from natf_bsd.types import Endpoint, Flow, Name, format_address, parse_address
+
+Record = dict[str, object]
+
+
+def name_record(relation: NameRelation, epoch_offset: float) -> Record:
+    """`epoch_offset`: seconds from the monotonic clock to 1970; times are kept as time since 1970."""
+    return {
+        "id": f"name {relation.name}",
+        "host": relation.name.host,
+        "domain": relation.name.domain,
+        "virtual": format_address(relation.virtual),
+        "routers": [format_address(router) for router in relation.routers],
+        "expires": round(relation.expires + epoch_offset, 1),
+    }
+
+
+def flow_record(entry: VatEntry) -> Record:
+    return {
+        "id": f"flow {entry.flow.key.hex()}",
+        "protocol": entry.flow.protocol,
+        "source": str(entry.flow.source),
+        "destination": str(entry.flow.destination),
+        "mapped": str(entry.mapped),
+        "lifetime": entry.lifetime,
+        "direct": entry.direct,
+    }
+
+
+def flow_gone(entry: VatEntry) -> Record:
+    """The record that takes back `flow_record`."""
+    return {"id": f"flow {entry.flow.key.hex()}", "gone": True}
+
+
+def read_name(record: dict[str, Any], epoch_offset: float) -> tuple[Name, bytes, tuple[bytes, ...], float]:
+    """Name, virtual address, routers and expiry (monotonic) of a record; ValueError, KeyError or TypeError if it is not whole."""
+    return (
+        Name(str(record["host"]), str(record["domain"])),
+        parse_address(record["virtual"]),
+        tuple(parse_address(router) for router in record["routers"]),
+        float(record["expires"]) - epoch_offset,
+    )
+
+
+def read_flow(record: dict[str, Any]) -> tuple[Flow, Endpoint, float, bool]:
+    """Flow, mapped endpoint, lifetime and direct; ValueError, KeyError or TypeError if it is not whole."""
+    flow = Flow(int(record["protocol"]), _endpoint(record["source"]), _endpoint(record["destination"]))
+    return flow, _endpoint(record["mapped"]), float(record["lifetime"]), bool(record["direct"])
+
+
+def _endpoint(text: str) -> Endpoint:
+    address, _, port = text.rpartition(":")
+    number = int(port)
+    if not 0 <= number <= 65535:
+        raise ValueError(f"{number} is not a port")
+    return Endpoint(parse_address(address), number)
+
+
+def by_kind(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Names first, then flows: a flow needs its name."""
+    names: list[Record] = []
+    flows: list[Record] = []
+    for record in records:
+        (names if str(record.get("id", "")).startswith("name ") else flows).append(record)
+    return names, flows

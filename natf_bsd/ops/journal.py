@@ -1,0 +1,84 @@
+"""A file of JSON lines that survives the daemon: the newest record of each id counts, `gone` takes one back.
+
+Appending is buffered and written by `flush`, so that no file is touched while a packet waits. A line that a crash cut off is skipped and
+reported; when most lines are history the file is written anew beside the old one and renamed over it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from natf_bsd.errors import NatfError
+
+_COMPACT_AT = 4
+"""Lines per living record at which the file is rewritten, and never below a thousand lines."""
+
+_COMPACT_MINIMUM = 1000
+
+
+class Journal:
+    """Records are dicts with an "id"; a record with "gone": true ends its id."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.skipped: list[str] = []
+        self._living: dict[str, str] = {}
+        self._buffer: list[str] = []
+        self._lines = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._read()
+            self._compact()
+        except OSError as error:
+            raise NatfError(f"{path}: {error.strerror}; expected a place to keep names and flows over a restart") from None
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._living.values()]
+
+    def append(self, record: dict[str, object]) -> None:
+        line = json.dumps(record, separators=(",", ":"))
+        self._note(str(record["id"]), line, bool(record.get("gone")))
+        self._buffer.append(line)
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self._buffer)
+
+    def flush(self) -> None:
+        """Write what was appended; OSError if the disk does not take it (what was appended is then kept for the next time)."""
+        if not self._buffer:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in self._buffer))
+        self._lines += len(self._buffer)
+        self._buffer.clear()
+        if self._lines > max(_COMPACT_MINIMUM, _COMPACT_AT * len(self._living)):
+            self._compact()
+
+    def _note(self, ident: str, line: str, gone: bool) -> None:
+        if gone:
+            self._living.pop(ident, None)
+        else:
+            self._living[ident] = line
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                self._note(str(record["id"]), line, bool(record.get("gone")))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                self.skipped.append(f"{self.path}:{number}: not a record, skipped")
+
+    def _compact(self) -> None:
+        temporary = self.path.with_name(f"{self.path.name}.new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in self._living.values()))
+        temporary.replace(self.path)
+        self._lines = len(self._living)

@@ -1,0 +1,98 @@
+"""The event loop, and the only place that reads the clock."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Timed(Protocol):
+    """Something with deadlines of its own: a core, or a periodic task."""
+
+    def next_deadline(self) -> float | None: ...
+
+
+def monotonic() -> float:
+    """Seconds of the monotonic clock: the `now` of every core."""
+    return time.monotonic()
+
+
+def epoch_offset() -> float:
+    """What to add to `monotonic()` for seconds since 1970."""
+    return time.time() - time.monotonic()
+
+
+def precise() -> float:
+    """Seconds of the finest clock there is, for durations shown to people."""
+    return time.perf_counter()
+
+
+class Loop:
+    """Readers by descriptor, one function for deadlines, signals by self-pipe.
+
+        loop = Loop(next_deadline=core.next_deadline, on_deadline=daemon.tick)
+        loop.add_reader(divert, daemon.read_packets)
+        loop.run()
+    """
+
+    def __init__(self, next_deadline: Callable[[], float | None], on_deadline: Callable[[float], None]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._next_deadline = next_deadline
+        self._on_deadline = on_deadline
+        self._stopped = False
+        self._wake_read, self._wake_write = os.pipe()
+        for descriptor in (self._wake_read, self._wake_write):
+            os.set_blocking(descriptor, False)
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._pending: list[int] = []
+        self.add_reader(self._wake_read, self._drain)
+
+    def add_reader(self, source: int | HasFileno, callback: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, callback)
+
+    def remove_reader(self, source: int | HasFileno) -> None:
+        self._selector.unregister(source)
+
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+        """Run `callback` in the loop, not in the signal handler."""
+        self._signals[number] = callback
+        signal.signal(number, self._signalled)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def run(self) -> None:
+        """Until `stop()`. The deadline function runs only when its deadline has come, never for an idle wake-up."""
+        while not self._stopped:
+            deadline = self._next_deadline()
+            timeout = None if deadline is None else max(0.0, deadline - monotonic())
+            for key, _ in self._selector.select(timeout):
+                key.data()
+            if deadline is not None and (now := monotonic()) >= deadline:
+                self._on_deadline(now)
+
+    def close(self) -> None:
+        self._selector.close()
+        for descriptor in (self._wake_read, self._wake_write):
+            os.close(descriptor)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._pending.append(number)
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass
+
+    def _drain(self) -> None:
+        os.read(self._wake_read, 4096)
+        while self._pending:
+            self._signals[self._pending.pop(0)]()

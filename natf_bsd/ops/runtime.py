@@ -1,0 +1,79 @@
+"""A daemon's place on the host: its run directory, and the lock that says who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from natf_bsd.errors import NatfError
+
+
+def need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise NatfError(f"{what} needs root: packets are taken from and given to the kernel")
+
+
+def make_run_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise NatfError(f"{path}: {error.strerror}; expected to make the run directory") from None
+
+
+class RoleLock:
+    """One daemon of a role on a host. The kernel lets go of the lock with the process, so a crash leaves none behind."""
+
+    def __init__(self, run_dir: Path, role: str) -> None:
+        self._path = run_dir / f"{role}.lock"
+        self._role = role
+        self._descriptor = -1
+
+    def __enter__(self) -> RoleLock:
+        make_run_dir(self._path.parent)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 64).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise NatfError(f"natf {self._role} already runs here (process {holder or 'unknown'}, {self._path})") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Unlinking would let a third process lock a new file of the same name while a second still waits for this one.
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    @staticmethod
+    def holder(run_dir: Path, role: str) -> int | None:
+        """The process that holds the role, None if nobody does."""
+        try:
+            descriptor = os.open(run_dir / f"{role}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(descriptor, 64).decode(errors="replace").strip()
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
+
+
+def set_up_logging(verbose: bool) -> None:
+    """One line an event on standard error; whoever supervises us (daemon(8), systemd) adds the time and sends it on."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="natf: %(levelname)s: %(message)s",
+    )

@@ -1,0 +1,255 @@
+"""The router's decisions, sans-IO: echo requests, captured pseudo-packets and `now` in, effects out [3.2 steps 4 to 6].
+
+A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet is written to
+the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept for a stranger but the request at the NAT.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from natf_bsd.config import RouterConfig
+from natf_bsd.counters import Counters
+from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
+from natf_bsd.errors import AuthError, TableFull, UnsupportedVersion, WireError
+from natf_bsd.natd_bridge import pseudo
+from natf_bsd.router.counts import COUNTERS
+from natf_bsd.tables.act import AccessTable
+from natf_bsd.tables.expiring import Table
+from natf_bsd.types import Address, Flow, Packet, Protocol, format_address
+from natf_bsd.wire import auth, build, icmp, message
+from natf_bsd.wire.cookie import CookieJar
+
+NAT_TIMEOUT = 0.2
+"""Seconds a pseudo-packet may take through the NAT; then it is written once more (FREEBSD.md 3.1)."""
+
+MAXIMUM_TEXT = 60
+"""Characters of explanation in a refusal (ASCII): with header and AUTH it stays below the 128 bytes of the smallest request."""
+
+_STATUS_COUNTERS = {status: f"request.answered.{status.name.lower()}" for status in message.Status}
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One request while it is being answered: who asked, how to answer, and with whose key."""
+
+    source: Address
+    destination: Address
+    echo: icmp.Echo
+    transaction: bytes
+    key_id: bytes | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """One request whose pseudo-packet is at the NAT."""
+
+    asked: Asked
+    cookie: int
+    inside: Flow
+    deadline: float
+    retried: bool = False
+
+
+class RouterCore:
+    """One router. `style` is the pseudo-packet its NAT needs, `lifetime` tells seconds a mapping of a protocol lives once in use."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        act: AccessTable,
+        style: pseudo.PseudoStyle,
+        lifetime: Callable[[int], int],
+        *,
+        token: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.counters = Counters(COUNTERS)
+        self.act = act
+        self.epoch_offset = 0.0
+        """Seconds to add to `now` for the time since 1970 (AUTH); the shell keeps it right."""
+        self._config = config
+        self._style = style
+        self._lifetime = lifetime
+        self._token = token
+        self._keys = {key.ident: key.secret for key in config.keys}
+        self._jar = CookieJar(token(32))
+        self._pending: Table[Pending] = Table(
+            config.maximum_pending,
+            {
+                "cookie": lambda pending: pending.cookie,
+                "request": lambda pending: (pending.asked.source, pending.asked.transaction),
+            },
+        )
+        self._load = _Load(config.cookie_rate)
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def handle_request(self, packet: Packet, now: float) -> list[Effect]:
+        """An echo request to this router: a NAT-f request is answered, an ordinary ping handed back to the kernel."""
+        self.counters.add("request.received")
+        try:
+            source, destination, echo = icmp.decode_echo_packet(bytes(packet.data))
+        except WireError:
+            self.counters.add("request.passed")
+            return [Send(packet)]
+        if echo.type != icmp.ECHO_REQUEST or not message.is_natf(echo.data):
+            self.counters.add("request.passed")
+            return [Send(packet)]
+        return [Drop(packet), *self._message(source, destination, echo, now)]
+
+    def _message(self, source: Address, destination: Address, echo: icmp.Echo, now: float) -> list[Effect]:
+        data = echo.data
+        if len(data) < message.REQUEST_MINIMUM:
+            return self._count("request.drop.short")
+        if source == destination or not _plausible(source):
+            return self._count("request.drop.implausible")
+        asked = Asked(source, destination, echo, data[8:16])
+        try:
+            request = message.decode(data)
+        except UnsupportedVersion as error:
+            return self._refuse(asked, message.Status.UNSUPPORTED, str(error))
+        except WireError as error:
+            return self._refuse(asked, message.Status.MALFORMED, str(error))
+        if not isinstance(request, message.Request):
+            return self._count("request.drop.not_a_request")
+        refusal = self._unproven(asked, request, now)
+        return refusal if refusal is not None else self._checked(asked, request, now)
+
+    def _unproven(self, asked: Asked, request: message.Request, now: float) -> list[Effect] | None:
+        """None once the sender has proved as much as it must: by its key, or by a cookie that it really is at its address."""
+        epoch_ms = int((now + self.epoch_offset) * 1000)
+        try:
+            asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
+            return None
+        except AuthError as error:
+            if not error.missing:
+                return self._refuse(asked, message.Status.BAD_KEY)
+            if self._config.require_key:
+                return self._refuse(asked, message.Status.KEY_REQUIRED)
+        busy = self._load.note(now)
+        if self._config.cookies == "never" or (self._config.cookies == "load" and not busy):
+            return None
+        if self._jar.check(request.cookie, asked.source, request.transaction, now):
+            return None
+        if request.cookie:
+            self.counters.add("cookie.bad")
+        self.counters.add("request.answered.challenge")
+        cookie = self._jar.make(asked.source, request.transaction, now)
+        return [self._reply(asked, message.CookieChallenge(request.transaction, cookie), now)]
+
+    def _checked(self, asked: Asked, request: message.Request, now: float) -> list[Effect]:
+        """The access control table's word on a proven request, and the way to the NAT."""
+        flow = request.flow
+        if flow.source.address != asked.source:
+            text = f"your address is {format_address(asked.source)} here: an external node behind another NAT"
+            return self._refuse(asked, message.Status.UNSUPPORTED, text, now)
+        if flow.protocol not in (Protocol.TCP, Protocol.UDP):
+            return self._refuse(asked, message.Status.UNSUPPORTED, "TCP and UDP only", now)
+        entry = self.act.lookup(request.name.host)
+        if entry is None and self._config.tell_unknown:
+            return self._refuse(asked, message.Status.NO_SUCH_HOST, "", now)
+        if entry is None or not entry.permits(flow.protocol, flow.destination.port):
+            return self._refuse(asked, message.Status.DENIED, "", now)
+        inside = Flow(flow.protocol, flow.destination._replace(address=entry.address), flow.source)
+        return self._ask_nat(asked, inside, now)
+
+    def _ask_nat(self, asked: Asked, inside: Flow, now: float) -> list[Effect]:
+        if self._pending.get("request", (asked.source, asked.transaction)) is not None:
+            return self._count("request.drop.pending")
+        pending = Pending(asked, int.from_bytes(self._token(4), "big"), inside, now + NAT_TIMEOUT)
+        try:
+            self._pending.insert(pending)
+        except (TableFull, KeyError):
+            return self._refuse(asked, message.Status.OUT_OF_RESOURCES, "", now)
+        self.counters.add("request.accepted")
+        return [self._pseudo(pending)]
+
+    def _pseudo(self, pending: Pending) -> WritePseudo:
+        self.counters.add("pseudo.written")
+        return WritePseudo(pseudo.build(pending.inside, pending.cookie, self._style))
+
+    def handle_captured(self, data: bytes, now: float) -> list[Effect]:
+        """A packet the NAT gave back: the mapping, if it is a pseudo-packet of ours."""
+        captured = pseudo.parse_captured(data)
+        if captured is None:
+            return self._count("captured.foreign")
+        pending = self._pending.get("cookie", captured.cookie)
+        if pending is None or pending.inside.destination != captured.translated.destination:
+            return self._count("captured.late")
+        self._pending.remove(pending)
+        mapped = captured.translated.source
+        if mapped.address == pending.inside.source.address:
+            self.counters.add("mapping.failed.untranslated")
+            return self._refuse(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)
+        self.counters.add("mapping.made")
+        lifetime = self._lifetime(pending.inside.protocol)
+        return [self._reply(pending.asked, message.Response(pending.asked.transaction, mapped, lifetime), now)]
+
+    def handle_timer(self, now: float) -> list[Effect]:
+        """Second tries of pseudo-packets that did not come back, and the end of those that had one."""
+        effects: list[Effect] = []
+        for pending in self._pending.expire(now):
+            if pending.retried:
+                self.counters.add("mapping.failed.no_answer")
+                text = "the NAT did not answer"
+                effects += self._refuse(pending.asked, message.Status.OUT_OF_RESOURCES, text, now)
+                continue
+            pending.retried = True
+            pending.deadline = now + NAT_TIMEOUT
+            self._pending.insert(pending)
+            self.counters.add("pseudo.retried")
+            effects.append(self._pseudo(pending))
+        return effects
+
+    def next_deadline(self) -> float | None:
+        return self._pending.next_deadline()
+
+    def _count(self, counter: str) -> list[Effect]:
+        self.counters.add(counter)
+        return []
+
+    def _refuse(self, asked: Asked, status: message.Status, text: str = "", now: float | None = None) -> list[Effect]:
+        self.counters.add(_STATUS_COUNTERS[status])
+        return [self._reply(asked, message.Refused(asked.transaction, status, text[:MAXIMUM_TEXT]), now)]
+
+    def _reply(self, asked: Asked, answer: message.Message, now: float | None) -> Inject:
+        """The echo reply that carries `answer`, signed if the request was; never longer than the request, whose minimum leaves room."""
+        data = message.encode(answer)
+        if asked.key_id is not None and now is not None:
+            epoch_ms = int((now + self.epoch_offset) * 1000)
+            data = auth.sign(data, asked.key_id, self._keys[asked.key_id], epoch_ms)
+        echo = asked.echo
+        packet = build.icmp_echo(
+            asked.destination, asked.source, reply=True, ident=echo.ident, sequence=echo.sequence, payload=data
+        )
+        return Inject(bytes(packet), asked.transaction)
+
+
+def _plausible(source: Address) -> bool:
+    """Whether an external node can have this address. Requests are hooked before the kernel's own check of sources (martians), and a
+    pseudo-packet to such an address could end in the router itself."""
+    return source[0] not in (0, 127) and source[0] < 224
+
+
+class _Load:
+    """Whether requests come faster than `rate` a second, counted over whole seconds: the last full one or the one running."""
+
+    __slots__ = ("_count", "_previous", "_rate", "_second")
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._second = -1
+        self._count = 0
+        self._previous = 0
+
+    def note(self, now: float) -> bool:
+        second = int(now)
+        if second != self._second:
+            self._previous = self._count if second == self._second + 1 else 0
+            self._second, self._count = second, 0
+        self._count += 1
+        return max(self._count, self._previous) > self._rate

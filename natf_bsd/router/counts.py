@@ -1,0 +1,30 @@
+"""What the router counts: every request received is answered, passed on or dropped, and the tests hold it to that."""
+
+from __future__ import annotations
+
+COUNTERS: dict[str, str] = {
+    "request.received": "ICMP echo requests the kernel handed over",
+    "request.passed": "ordinary pings, handed back to the kernel",
+    "request.accepted": "mapping requests passed to the NAT",
+    "request.drop.malformed": "packets no echo request could be read from, or NAT-f messages too broken to answer",
+    "request.drop.not_a_request": "NAT-f messages of a type only an external node receives",
+    "request.drop.short": "requests below 128 bytes: an answer could be larger than its question (DESIGN.md section 5)",
+    "request.drop.implausible": "requests from an address no external node can have: this router's, loopback, multicast, class E",
+    "request.drop.pending": "repetitions of a request that is with the NAT at this moment",
+    "request.answered.challenge": "answered with a cookie",
+    "request.answered.denied": "answered: denied (by the ACT, or no entry in it)",
+    "request.answered.no_such_host": "answered: no such host (only with tell_unknown)",
+    "request.answered.unsupported": "answered: protocol version, protocol, or an external node behind another NAT",
+    "request.answered.out_of_resources": "answered: too many requests at the NAT",
+    "request.answered.malformed": "answered: malformed",
+    "request.answered.key_required": "answered: key required",
+    "request.answered.bad_key": "answered: bad key",
+    "mapping.made": "mappings made and answered",
+    "mapping.failed.no_answer": "pseudo-packets the NAT did not give back, twice",
+    "mapping.failed.untranslated": "pseudo-packets the NAT gave back as they were",
+    "pseudo.written": "pseudo-packets given to the NAT, second tries included",
+    "pseudo.retried": "pseudo-packets given to the NAT again",
+    "captured.foreign": "packets captured behind the NAT that are no pseudo-packets, dropped (nothing else belongs there)",
+    "captured.late": "pseudo-packets whose request is no longer waiting",
+    "cookie.bad": "cookies that did not prove the sender's address",
+}
