@@ -24,7 +24,8 @@ STATE_DIR = Path("/var/db/natf" if sys.platform.startswith("freebsd") else "/var
 DEFAULT_ACT = DEFAULT_PATH.with_name("natf.act")
 
 _MARK = 0x4E000000
-"""'N' in the highest byte: the part of a packet's mark that is ours on Linux; the other 24 bits stay the site's own."""
+"""'N' in the highest byte: the part of a packet's mark that is ours on Linux; the other 24 bits stay the site's
+own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,13 @@ class EnConfig:
     virtual_prefix: int = 240
     """First octet of every virtual address; the /8 is the external node's own."""
     on_silence: str = "unreachable"
-    """What a flow gets whose router answers nothing at all: "unreachable" or "direct" (G2 itself, as if it were no NAT-f router)."""
+    """What a flow gets whose router answers nothing at all: "unreachable" or "direct" (G2 itself, as if it were no
+    NAT-f router)."""
     minimum_ttl: float = 60.0
     maximum_ttl: float = 86400.0
     quarantine: float = 3600.0
-    """How long a virtual address stays bound to its name after the DNS answer has expired: applications cache longer than that."""
+    """How long a virtual address stays bound to its name after the DNS answer has expired: applications cache
+    longer than that."""
     maximum_names: int = 65536
     maximum_flows: int = 131072
     dns_queue: int = 8710
@@ -70,11 +73,13 @@ class RouterConfig:
     """Outer interface; none: the one of the default route."""
     act: Path = DEFAULT_ACT
     cookies: str = "load"
-    """When a stranger must prove its address first: "always", "never", or "load": above `cookie_rate` requests a second."""
+    """When a stranger must prove its address first: "always", "never", or "load": above `cookie_rate` requests a
+    second."""
     cookie_rate: int = 200
     require_key: bool = False
     tell_unknown: bool = False
-    """Whether an outsider is told "no such host" apart from "denied"; off, both look the same (DESIGN.md section 4)."""
+    """Whether an outsider is told "no such host" apart from "denied"; off, both look the same (DESIGN.md section
+    4)."""
     maximum_pending: int = 1024
     control_queue: int = 8701
     tun: str = "natf0"
@@ -127,11 +132,14 @@ class _Reader:
             if key not in names:
                 line = _line_of(self._text, self._section, key)
                 expected = ", ".join(names)
-                raise ConfigError(self._path, line, f"{self._section}.{key}: no such setting; expected one of {expected}")
+                raise ConfigError(
+                    self._path, line, f"{self._section}.{key}: no such setting; expected one of {expected}"
+                )
 
 
 def _line_of(text: str, section: str, key: str) -> int:
-    """The line `key` is set on, for messages: tomllib does not keep it. Falls back to the section's line, then to 1."""
+    """The line `key` is set on, for messages: tomllib does not keep it. Falls back to the section's line, then to
+    1."""
     current, section_line = "", 1
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
@@ -217,7 +225,8 @@ def _mark(value: Any) -> int:
 
 
 def load_key(path: Path) -> Key:
-    """The key in `path`: one line, 16 hex digits of key id, a colon, at least 32 hex digits of secret (`natf key` makes one)."""
+    """The key in `path`: one line, 16 hex digits of key id, a colon, at least 32 hex digits of secret (`natf key`
+    makes one)."""
     try:
         with path.open(encoding="ascii", errors="replace") as file:
             if stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -226,7 +235,9 @@ def load_key(path: Path) -> Key:
     except OSError as error:
         raise NatfError(f"{path}: {error.strerror}") from None
     if not (found := re.fullmatch(r"([0-9a-f]{16}):((?:[0-9a-f]{2}){16,64})", text)):
-        raise ConfigError(path, 1, "expected 16 hex digits of key id, a colon, 32 to 128 hex digits of secret, and nothing else")
+        raise ConfigError(
+            path, 1, "expected 16 hex digits of key id, a colon, 32 to 128 hex digits of secret, and nothing else"
+        )
     return Key(bytes.fromhex(found[1]), bytes.fromhex(found[2]))
 
 
@@ -300,7 +311,9 @@ def parse(text: str, path: Path) -> Config:
             raise ConfigError(path, _line_of(text, section, section), f"{section}: expected a section [en] or [router]")
     en = _section(path, text, "en", document, _EN_SETTINGS)
     router = _section(path, text, "router", document, _ROUTER_SETTINGS)
-    config = Config(path, EnConfig(**en) if en is not None else None, RouterConfig(**router) if router is not None else None)
+    config = Config(
+        path, EnConfig(**en) if en is not None else None, RouterConfig(**router) if router is not None else None
+    )
     _check_together(config, text)
     return config
 
@@ -321,12 +334,16 @@ def _check_together(config: Config, text: str) -> None:
     """What one setting alone cannot show."""
     if en := config.en:
         if en.minimum_ttl > en.maximum_ttl:
-            raise ConfigError(config.path, _line_of(text, "en", "minimum_ttl"), "en.minimum_ttl is above en.maximum_ttl")
+            raise ConfigError(
+                config.path, _line_of(text, "en", "minimum_ttl"), "en.minimum_ttl is above en.maximum_ttl"
+            )
         queues = [en.dns_queue, en.out_queue, en.in_queue]
         if config.router:
             queues.append(config.router.control_queue)
         if len(set(queues)) < len(queues):
-            raise ConfigError(config.path, _line_of(text, "en", "dns_queue"), f"queue numbers {queues}: expected all different")
+            raise ConfigError(
+                config.path, _line_of(text, "en", "dns_queue"), f"queue numbers {queues}: expected all different"
+            )
     if (router := config.router) and router.require_key and not router.keys:
         line = _line_of(text, "router", "require_key")
         raise ConfigError(config.path, line, "router.require_key is true but router.keys names no key")

@@ -24,7 +24,8 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Send an IPv4 packet of our own making, complete from its header: an error to an application, a reply to an external node."""
+    """Send an IPv4 packet of our own making, complete from its header: an error to an application, a reply to an
+    external node."""
 
     data: bytes
     transaction: bytes | None = None
@@ -32,7 +33,8 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class SendControl:
-    """Send an ICMP message (from its type byte, checksum included) to a router. `transaction` ties trace points together."""
+    """Send an ICMP message (from its type byte, checksum included) to a router. `transaction` ties trace points
+    together."""
 
     router: Address
     data: bytes

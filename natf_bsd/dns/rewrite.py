@@ -1,7 +1,8 @@
 """Rewriting one DNS answer, bytes to bytes (paper 3.2 step 2; DESIGN.md section 3, phase 1).
 
 An answer that is not about a private host comes back as the very same object. One that is, but can't be understood,
-becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around a patch have
+becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around a patch
+have
 to stay as they are, letter case, compression and unknown records included.
 """
 
@@ -182,7 +183,8 @@ class _Answer:
         return found, min((max(record.ttl, 0) for record in [*passed, *found]), default=0)
 
     def patched(self, record: _Record, address: Address, ttl: int) -> bytes:
-        """The message with the data and TTL of its only answer replaced in place, and not called authentic any more."""
+        """The message with the data and TTL of its only answer replaced in place, and not called authentic any
+        more."""
         result = bytearray(self.message)
         struct.pack_into("!H", result, 2, self._flags & ~_AD)
         _RECORD_HEAD.pack_into(result, record.data - _RECORD_HEAD.size, _A, _IN, ttl, len(address))

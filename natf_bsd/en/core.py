@@ -1,6 +1,7 @@
 """The external node's decisions, sans-IO: packets and `now` in, effects out.
 
-A packet meets this file in the order of the paper's section 3.2: its name's DNS answer (`handle_dns`), its flow's first packet
+A packet meets this file in the order of the paper's section 3.2: its name's DNS answer (`handle_dns`), its flow's
+first packet
 (`handle_outbound`, held), the router's answer (`handle_control`, released), then data both ways (`handle_outbound`,
 `handle_inbound`). `handle_timer` does all that only time brings about.
 """
@@ -33,13 +34,16 @@ from natf_bsd.wire import icmp, message
 from natf_bsd.wire import packet as wire
 
 MAXIMUM_NEGOTIATIONS = 4096
-"""Negotiations under way at once; the held packets' bound is the larger one, this one bounds the requests in flight."""
+"""Negotiations under way at once; the held packets' bound is the larger one, this one bounds the requests in
+flight."""
 
 DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
-"""Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own table limits it."""
+"""Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own
+table limits it."""
 
 DOUBT_AFTER = 5.0
-"""Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed port says the same."""
+"""Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed
+port says the same."""
 
 _DNS_OUTCOMES = {
     Outcome.NOT_OURS: "dns.sent.not_ours",
@@ -54,8 +58,10 @@ _DNS_OUTCOMES = {
 class EnCore:
     """One external node.
 
-    `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection mark) or everything from
-    mapped routers (FreeBSD, by address table); it decides what becomes of one that has no VAT entry. `token` makes random bytes.
+    `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection
+    mark) or everything from
+    mapped routers (FreeBSD, by address table); it decides what becomes of one that has no VAT entry. `token` makes
+    random bytes.
     """
 
     def __init__(
@@ -106,7 +112,7 @@ class EnCore:
             learned.append(relation)
             return relation.virtual
 
-        result = rewrite(query, self._homes, relate, virtual=self._virtual)
+        result = rewrite(query, self._homes, relate, self._virtual, maximum_ttl=int(self._config.maximum_ttl))
         self.counters.add(_DNS_OUTCOMES[result.outcome])
         if result.data is not query:
             packet.data = carrier.replace_payload(packet.data, result.data)
@@ -216,7 +222,8 @@ class EnCore:
         heapq.heappush(self._alarms, (negotiation.due, next(self._alarm_number), negotiation))
 
     def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
-        """An ICMP message from `source`, from its type byte: the answer of a router, or an answer to somebody's ping."""
+        """An ICMP message from `source`, from its type byte: the answer of a router, or an answer to somebody's
+        ping."""
         self.counters.add("control.received")
         try:
             echo = icmp.decode_echo(data)
@@ -242,7 +249,8 @@ class EnCore:
     def _heard(self, negotiation: Negotiation, sequence: int, heard: message.Message, now: float) -> list[Effect]:
         """Act on a believed answer.
 
-        A mapping at another address than the router's own is not taken: it would let a router point our programs at hosts of our own network.
+        A mapping at another address than the router's own is not taken: it would let a router point our programs at
+        hosts of our own network.
         """
         if isinstance(heard, message.Request):
             if self.peers.speaks_natf(negotiation.router):
@@ -317,7 +325,8 @@ class EnCore:
         return effects
 
     def _entry(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> VatEntry:
-        """The flow's entry, made or brought up to date; TableFull or KeyError (another flow has this mapping) if it cannot be."""
+        """The flow's entry, made or brought up to date; TableFull or KeyError (another flow has this mapping) if it
+        cannot be."""
         entry = self.vat.by_out(flow.key)
         if entry is not None:
             if entry.mapped != mapped:
@@ -383,7 +392,8 @@ class EnCore:
         return [Send(packet)]
 
     def _inbound_error(self, packet: Packet, now: float) -> list[Effect]:
-        """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d, or no socket would know them (FREEBSD.md 13)."""
+        """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d, or no socket would know them (FREEBSD.md
+        13)."""
         data = packet.data
         try:
             wire.check_ipv4(data)

@@ -1,4 +1,5 @@
-"""What the external node counts. For each of its four inputs: received = sent + dropped (+ held), and the tests hold it to that."""
+"""What the external node counts. For each of its four inputs: received = sent + dropped (+ held), and the tests
+hold it to that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The external node's daemon: the core between three diverted streams, a raw socket to applications and one to routers.
+"""The external node's daemon: the core between three diverted streams, a raw socket to applications and one to
+routers.
 
     kernel -> dns / out / inward (divert) -> core -> effects -> divert, injector, control -> kernel
 
@@ -36,7 +37,8 @@ _BATCH = 64
 """Packets read from one handle before the others have their turn."""
 
 _FLUSH_AFTER = 0.1
-"""Seconds an appended record may wait: what a crash can lose of the tables, bought for not writing a file while packets wait."""
+"""Seconds an appended record may wait: what a crash can lose of the tables, bought for not writing a file while
+packets wait."""
 
 _CLOCK_CHECK = 60.0
 """Seconds between looks at the clock of day, which may have been set."""
@@ -63,9 +65,8 @@ class EnDaemon:
             self._journal = Journal(config.state_dir / "en.journal")
             stack.callback(self._flush)
             self._restore()
-            marks = {"mark": config.mark, "mask": plan.MARK_MASK}
             self._dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
-            self._out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, **marks))
+            self._out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=plan.MARK_MASK))
             self._in = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
             self._injector = Injector(config.mark)
             stack.callback(self._injector.close)
@@ -126,7 +127,8 @@ class EnDaemon:
     # Effects.
 
     def _perform(self, effects: Iterable[Effect], divert: Divert, arrived: float = 0.0) -> None:
-        """Do what the core asks, in order. `divert` is the handle the effects' packets came from: all but inbound ones are of `out`."""
+        """Do what the core asks, in order. `divert` is the handle the effects' packets came from: all but inbound
+        ones are of `out`."""
         for effect in effects:
             if isinstance(effect, Send):
                 divert.send(effect.packet)

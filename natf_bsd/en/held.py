@@ -21,7 +21,8 @@ class HeldPackets:
         return self._count
 
     def hold(self, key: bytes, packet: Packet) -> Packet | None:
-        """Keep `packet`; returns the packet it replaces (its earlier transmission), or `packet` itself when there is no room."""
+        """Keep `packet`; returns the packet it replaces (its earlier transmission), or `packet` itself when there
+        is no room."""
         held = self._flows.setdefault(key, [])
         for place, earlier in enumerate(held):
             if _same_transmission(earlier, packet):

@@ -1,7 +1,9 @@
 """One flow's negotiation with a router, from its first held packet to a mapping or a refusal [3.2 step 3-6].
 
-All its states and all that may happen in them stand in TRANSITIONS; an event that has no row there is a fault in this package,
-never something a packet can cause. Nothing here knows of packets being held or of tables: en/core.py acts on the state reached.
+All its states and all that may happen in them stand in TRANSITIONS; an event that has no row there is a fault in
+this package,
+never something a packet can cause. Nothing here knows of packets being held or of tables: en/core.py acts on the
+state reached.
 
     IDLE --START--> REQUESTING --RESPONSE--> MAPPED        the router made a mapping
                        |  ^  |---MIRROR----> DIRECT        an ordinary host answered the echo: no NAT-f router
@@ -16,15 +18,18 @@ import enum
 from dataclasses import dataclass, field
 
 from natf_bsd.config import Key
+from natf_bsd.errors import AuthError
 from natf_bsd.types import Address, Endpoint, Flow, Name
 from natf_bsd.wire import auth, icmp, message
 
 TRIES = 5
 GIVE_UP_AFTER = 4.0
-"""Seconds from the first request to a router until it counts as silent (DESIGN.md section 5: 5 tries in all, within 4 s)."""
+"""Seconds from the first request to a router until it counts as silent (DESIGN.md section 5: 5 tries in all, within
+4 s)."""
 
 MAXIMUM_CHALLENGES = 2
-"""Cookies answered in one negotiation: one is usual, a second if the router's time slot turned over meanwhile; more is someone playing."""
+"""Cookies answered in one negotiation: one is usual, a second if the router's time slot turned over meanwhile; more
+is someone playing."""
 
 
 class State(enum.Enum):
@@ -71,7 +76,8 @@ class IllegalTransition(RuntimeError):
 class Negotiation:
     """Sans-IO: `start`, `retry` and `challenged` return the ICMP message to send; the rest only move the state.
 
-    `rto` is the wait before the first retransmission in seconds, `ident` the ICMP identifier. The ICMP sequence number is the number of the try, so
+    `rto` is the wait before the first retransmission in seconds, `ident` the ICMP identifier. The ICMP sequence
+    number is the number of the try, so
     that a late answer still gives a true round trip (RFC 6298 section 3 without its ambiguity).
     """
 
@@ -100,7 +106,8 @@ class Negotiation:
         return self._send(now, epoch_ms)
 
     def retry(self, now: float, epoch_ms: int) -> bytes | None:
-        """The next request when `due` has come, or None when this router has had all its tries (the state is then SILENT)."""
+        """The next request when `due` has come, or None when this router has had all its tries (the state is then
+        SILENT)."""
         if now >= self._started + GIVE_UP_AFTER:
             self._move(Event.EXHAUSTED)
             return None
@@ -140,7 +147,7 @@ class Negotiation:
             return True
         try:
             auth.verify(data, {self.key.ident: self.key.secret}, epoch_ms)
-        except auth.AuthError:
+        except AuthError:
             return False
         return True
 

@@ -35,7 +35,8 @@ class Peer:
 
 
 class Peers:
-    """Routers by address. Bounded; when full a new router is simply not remembered, which costs it only the better first timeout."""
+    """Routers by address. Bounded; when full a new router is simply not remembered, which costs it only the better
+    first timeout."""
 
     def __init__(self, maximum: int = 4096) -> None:
         self._table: Table[Peer] = Table(maximum, {"address": lambda peer: peer.address})
@@ -45,7 +46,8 @@ class Peers:
         return peer.rto if peer else INITIAL_RTO
 
     def speaks_natf(self, router: Address) -> bool:
-        """Whether it has answered us before: its mirroring an echo then means its daemon is away, not that it is no NAT-f router."""
+        """Whether it has answered us before: its mirroring an echo then means its daemon is away, not that it is no
+        NAT-f router."""
         return self._table.get("address", router) is not None
 
     def answered(self, router: Address, rtt: float, now: float) -> None:

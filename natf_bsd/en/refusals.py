@@ -1,4 +1,5 @@
-"""How an application is told no: at once, by the error its socket understands (DESIGN.md section 3, "never silence")."""
+"""How an application is told no: at once, by the error its socket understands (DESIGN.md section 3, "never
+silence")."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from natf_bsd.types import Protocol
 from natf_bsd.wire import build, message, packet
 
 REMEMBERED_FOR = 2.0
-"""Seconds a refused flow is refused without asking again: a program that sends on must not become a stream of requests."""
+"""Seconds a refused flow is refused without asking again: a program that sends on must not become a stream of
+requests."""
 
 _HOST_UNREACHABLE = 1
 _PORT_UNREACHABLE = 3
@@ -40,9 +42,11 @@ def reaction_to(refusal: message.Refused | None) -> Reaction:
 
 
 def answer(data: bytearray, reaction: Reaction) -> bytes | None:
-    """The packet that tells the sender of `data`; None where no error may answer (a RST, an ICMP error: RFC 1122 section 3.2.2).
+    """The packet that tells the sender of `data`; None where no error may answer (a RST, an ICMP error: RFC 1122
+    section 3.2.2).
 
-    It comes from the virtual address, so that it fits the program's socket. UDP never gets code 1: Linux does not report it to UDP sockets.
+    It comes from the virtual address, so that it fits the program's socket. UDP never gets code 1: Linux does not
+    report it to UDP sockets.
     """
     protocol = packet.protocol(data)
     if protocol == Protocol.TCP and reaction is Reaction.REFUSED:

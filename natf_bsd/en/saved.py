@@ -1,6 +1,7 @@
 """What of the external node's tables survives a restart, as journal records (ops/journal.py).
 
-A virtual address must mean the same name after a restart, since applications keep addresses, and a download whose every packet comes in would never
+A virtual address must mean the same name after a restart, since applications keep addresses, and a download whose
+every packet comes in would never
 make its flow negotiate again: so names and flows are both kept (DESIGN.md section 4).
 """
 
@@ -46,7 +47,8 @@ def flow_gone(entry: VatEntry) -> Record:
 
 
 def read_name(record: dict[str, Any], epoch_offset: float) -> tuple[Name, bytes, tuple[bytes, ...], float]:
-    """Name, virtual address, routers and expiry (monotonic) of a record; ValueError, KeyError or TypeError if it is not whole."""
+    """Name, virtual address, routers and expiry (monotonic) of a record; ValueError, KeyError or TypeError if it is
+    not whole."""
     return (
         Name(str(record["host"]), str(record["domain"])),
         parse_address(record["virtual"]),

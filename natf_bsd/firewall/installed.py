@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from natf_bsd.config import RouterConfig
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import runner
-from natf_bsd.firewall.plan import Plan
+from natf_bsd.firewall.plan import Plan, undo_all
+from natf_bsd.ops.runtime import RoleLock
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +22,8 @@ def sysctl_journal(run_dir: Path, role: str) -> runner.SysctlJournal:
 
 
 class Installed:
-    """Checks, sets up, and undoes at exit; what failed half way is undone at once. NatfError says what stands in the way.
+    """Checks, sets up, and undoes at exit; what failed half way is undone at once. NatfError says what stands in
+    the way.
 
         with Installed(plan, run_dir):
             loop.run()
@@ -51,3 +55,18 @@ class Installed:
             log.error("not undone: %s", failure)
         for text in self._journal.restore():
             log.error("not undone: %s", text)
+
+
+def clean_up(router: RouterConfig, run_dirs: Mapping[str, Path]) -> list[str]:
+    """Undo whatever daemons that were killed have left, by our marks alone; returns what could not be undone.
+
+    `run_dirs` by role. NatfError if a daemon is alive: taking its rules away would cut its users off.
+    """
+    for role, run_dir in run_dirs.items():
+        if (process := RoleLock.holder(run_dir, role)) is not None:
+            raise NatfError(f"natf {role} is running (process {process}); stop it first, it then leaves nothing behind")
+    failures = [str(failure) for failure in runner.undo(undo_all(router))]
+    for role, run_dir in run_dirs.items():
+        failures += sysctl_journal(run_dir, role).restore()
+        (run_dir / f"{role}.sock").unlink(missing_ok=True)
+    return failures

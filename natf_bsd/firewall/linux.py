@@ -1,8 +1,8 @@
-"""iptables rules of both roles on Linux, and how to undo them (DESIGN.md sections 4 and 7): configuration in, commands out.
+"""iptables rules of both roles on Linux, and their undoing (DESIGN.md sections 4, 7): configuration in, commands out.
 
 What is ours carries our name: chains NATF-*, jumps with the comment "natf", rule and route with protocol 78. So undo
-needs no memory, and set-up may run again over what a crash left. Chains are filled by one iptables-restore, which replaces
-the content of a chain it declares and touches no other.
+needs no memory, and set-up may run again over what a crash left. Chains are filled by one iptables-restore, which
+replaces the content of a chain it declares and touches no other.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from natf_bsd.ops.loop import Loop
 _TIMEOUT = 5.0
 _MAXIMUM_REQUEST = 65536
 _SERVE_TIMEOUT = 0.5
-"""Seconds a client may keep the daemon waiting: both ends are ours and the request is one line, so this is never seen but with a stopped client."""
+"""Seconds a client may keep the daemon waiting: both ends are ours and the request is one line, so this is never
+seen but with a stopped client."""
 
 Handler = Callable[[dict[str, Any]], object]
 

@@ -19,7 +19,8 @@ class Interface:
 
 
 def outer_interface(wanted: str | None) -> Interface:
-    """The interface `wanted` (none: that of the IPv4 default route) with its first global IPv4 address; NatfError says what is missing."""
+    """The interface `wanted` (none: that of the IPv4 default route) with its first global IPv4 address; NatfError
+    says what is missing."""
     if not sys.platform.startswith("linux"):
         raise NatfError(f"interfaces of {sys.platform} cannot be read yet; this version runs on Linux")
     # Imported here: it takes longer than the rest of the program together, and only a starting daemon needs it.
@@ -30,7 +31,9 @@ def outer_interface(wanted: str | None) -> Interface:
             wanted = _default_interface(routes)
         index = next(iter(routes.link_lookup(ifname=wanted)), None)
         if index is None:
-            raise NatfError(f"there is no interface {wanted}; expected the outer one (interface = in the configuration)")
+            raise NatfError(
+                f"there is no interface {wanted}; expected the outer one (interface = in the configuration)"
+            )
         for message in routes.get_addr(family=2, index=index):
             if message.get("scope") == 0 and (text := message.get_attr("IFA_LOCAL")):
                 return Interface(wanted, parse_address(text))

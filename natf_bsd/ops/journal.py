@@ -1,6 +1,7 @@
 """A file of JSON lines that survives the daemon: the newest record of each id counts, `gone` takes one back.
 
-Appending is buffered and written by `flush`, so that no file is touched while a packet waits. A line that a crash cut off is skipped and
+Appending is buffered and written by `flush`, so that no file is touched while a packet waits. A line that a crash
+cut off is skipped and
 reported; when most lines are history the file is written anew beside the old one and renamed over it.
 """
 
@@ -33,7 +34,9 @@ class Journal:
             self._read()
             self._compact()
         except OSError as error:
-            raise NatfError(f"{path}: {error.strerror}; expected a place to keep names and flows over a restart") from None
+            raise NatfError(
+                f"{path}: {error.strerror}; expected a place to keep names and flows over a restart"
+            ) from None
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._living.values()]
@@ -48,7 +51,8 @@ class Journal:
         return bool(self._buffer)
 
     def flush(self) -> None:
-        """Write what was appended; OSError if the disk does not take it (what was appended is then kept for the next time)."""
+        """Write what was appended; OSError if the disk does not take it (what was appended is then kept for the
+        next time)."""
         if not self._buffer:
             return
         with self.path.open("a", encoding="utf-8") as file:

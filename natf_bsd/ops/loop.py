@@ -39,9 +39,9 @@ def precise() -> float:
 class Loop:
     """Readers by descriptor, one function for deadlines, signals by self-pipe.
 
-        loop = Loop(next_deadline=core.next_deadline, on_deadline=daemon.tick)
-        loop.add_reader(divert, daemon.read_packets)
-        loop.run()
+    loop = Loop(next_deadline=core.next_deadline, on_deadline=daemon.tick)
+    loop.add_reader(divert, daemon.read_packets)
+    loop.run()
     """
 
     def __init__(self, next_deadline: Callable[[], float | None], on_deadline: Callable[[float], None]) -> None:

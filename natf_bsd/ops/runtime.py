@@ -25,7 +25,8 @@ def make_run_dir(path: Path) -> None:
 
 
 class RoleLock:
-    """One daemon of a role on a host. The kernel lets go of the lock with the process, so a crash leaves none behind."""
+    """One daemon of a role on a host. The kernel lets go of the lock with the process, so a crash leaves none
+    behind."""
 
     def __init__(self, run_dir: Path, role: str) -> None:
         self._path = run_dir / f"{role}.lock"
@@ -40,7 +41,9 @@ class RoleLock:
         except BlockingIOError:
             holder = os.read(descriptor, 64).decode(errors="replace").strip()
             os.close(descriptor)
-            raise NatfError(f"natf {self._role} already runs here (process {holder or 'unknown'}, {self._path})") from None
+            raise NatfError(
+                f"natf {self._role} already runs here (process {holder or 'unknown'}, {self._path})"
+            ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
@@ -49,7 +52,8 @@ class RoleLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Unlinking would let a third process lock a new file of the same name while a second still waits for this one.
+        # Unlinking would let a third process lock a new file of the same name while a second still waits for this
+        # one.
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
@@ -71,7 +75,8 @@ class RoleLock:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """One line an event on standard error; whoever supervises us (daemon(8), systemd) adds the time and sends it on."""
+    """One line an event on standard error; whoever supervises us (daemon(8), systemd) adds the time and sends it
+    on."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,

@@ -1,7 +1,10 @@
-"""The router's decisions, sans-IO: echo requests, captured pseudo-packets and `now` in, effects out [3.2 steps 4 to 6].
+"""The router's decisions, sans-IO: echo requests, captured pseudo-packets and `now` in, effects out [3.2 steps 4 to
+6].
 
-A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet is written to
-the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept for a stranger but the request at the NAT.
+A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet
+is written to
+the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept for a
+stranger but the request at the NAT.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ NAT_TIMEOUT = 0.2
 """Seconds a pseudo-packet may take through the NAT; then it is written once more (FREEBSD.md 3.1)."""
 
 MAXIMUM_TEXT = 60
-"""Characters of explanation in a refusal (ASCII): with header and AUTH it stays below the 128 bytes of the smallest request."""
+"""Characters of explanation in a refusal (ASCII): with header and AUTH it stays below the 128 bytes of the smallest
+request."""
 
 _STATUS_COUNTERS = {status: f"request.answered.{status.name.lower()}" for status in message.Status}
 
@@ -54,7 +58,8 @@ class Pending:
 
 
 class RouterCore:
-    """One router. `style` is the pseudo-packet its NAT needs, `lifetime` tells seconds a mapping of a protocol lives once in use."""
+    """One router. `style` is the pseudo-packet its NAT needs, `lifetime` tells seconds a mapping of a protocol
+    lives once in use."""
 
     def __init__(
         self,
@@ -120,7 +125,8 @@ class RouterCore:
         return refusal if refusal is not None else self._checked(asked, request, now)
 
     def _unproven(self, asked: Asked, request: message.Request, now: float) -> list[Effect] | None:
-        """None once the sender has proved as much as it must: by its key, or by a cookie that it really is at its address."""
+        """None once the sender has proved as much as it must: by its key, or by a cookie that it really is at its
+        address."""
         epoch_ms = int((now + self.epoch_offset) * 1000)
         try:
             asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
@@ -217,7 +223,8 @@ class RouterCore:
         return [self._reply(asked, message.Refused(asked.transaction, status, text[:MAXIMUM_TEXT]), now)]
 
     def _reply(self, asked: Asked, answer: message.Message, now: float | None) -> Inject:
-        """The echo reply that carries `answer`, signed if the request was; never longer than the request, whose minimum leaves room."""
+        """The echo reply that carries `answer`, signed if the request was; never longer than the request, whose
+        minimum leaves room."""
         data = message.encode(answer)
         if asked.key_id is not None and now is not None:
             epoch_ms = int((now + self.epoch_offset) * 1000)
@@ -230,13 +237,15 @@ class RouterCore:
 
 
 def _plausible(source: Address) -> bool:
-    """Whether an external node can have this address. Requests are hooked before the kernel's own check of sources (martians), and a
+    """Whether an external node can have this address. Requests are hooked before the kernel's own check of sources
+    (martians), and a
     pseudo-packet to such an address could end in the router itself."""
     return source[0] not in (0, 127) and source[0] < 224
 
 
 class _Load:
-    """Whether requests come faster than `rate` a second, counted over whole seconds: the last full one or the one running."""
+    """Whether requests come faster than `rate` a second, counted over whole seconds: the last full one or the one
+    running."""
 
     __slots__ = ("_count", "_previous", "_rate", "_second")
 

@@ -1,4 +1,5 @@
-"""The router's daemon: the core between diverted echo requests, the bridge to the NAT, and a raw socket for the answers.
+"""The router's daemon: the core between diverted echo requests, the bridge to the NAT, and a raw socket for the
+answers.
 
     kernel -> control (divert) -> core -> pseudo-packet -> bridge -> NAT -> bridge -> core -> injector -> kernel
 """
@@ -151,7 +152,8 @@ class RouterDaemon:
 
 
 def prove_nat(bridge: NetfilterBridge, interface: Interface) -> None:
-    """Pass one pseudo-packet between two documentation addresses (RFC 5737) through the NAT; NatfError if it does not come back translated.
+    """Pass one pseudo-packet between two documentation addresses (RFC 5737) through the NAT; NatfError if it does
+    not come back translated.
 
     Better now, in words, than at the first request of a stranger.
     """

@@ -50,7 +50,7 @@ class Table(Generic[R]):
     """Records under several unique indexes, each name of `indexes` with the function that gives a record's key.
 
     `on_remove` is called exactly once for each record that leaves, whoever removes it, after it has left.
-    `refused` counts the records a full table did not take. A record costs about 500 bytes here, its own size not counted.
+    `refused` counts the records a full table did not take. A record costs about 500 bytes here beside its own size.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Table(Generic[R]):
         slot.keys[index] = key
 
     def reschedule(self, record: R) -> None:
-        """To be called when the deadline of `record` became *earlier*; a later one needs no call. KeyError as `remove`."""
+        """To be called when the deadline of `record` became *earlier*; a later one needs none. KeyError if absent."""
         slot = self._slot(record)
         self._stale += 1
         self._push(slot, record.deadline)

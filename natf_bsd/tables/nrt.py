@@ -1,4 +1,4 @@
-"""NRT, the external node's name relation table: V1 := (alice, home.example.net, G2) (paper 3.2; DESIGN.md section 4)."""
+"""NRT, the name relation table: V1 := (alice, home.example.net, G2) (paper 3.2; DESIGN.md section 4)."""
 
 from __future__ import annotations
 

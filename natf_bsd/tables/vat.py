@@ -1,4 +1,4 @@
-"""VAT table of the external node: an entry a flow, G1:s <-> V1:d means G1:s <-> G2:m (paper 3.2; DESIGN.md section 4)."""
+"""VAT table: an entry a flow, G1:s <-> V1:d means G1:s <-> G2:m (paper 3.2; DESIGN.md section 4)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class TcpState(enum.Enum):
 class VatEntry:
     """One flow. `flow` is G1:s -> V1:d as the application has it, `mapped` is G2:m, `lifetime` the router's answer (s).
 
-    `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a lost
-    mapping; whoever learns of a hint may set it (a port reported closed). `renew_not_before` is for the core: when a
-    renewal failed, the next may start no sooner.
+    `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
+    lost mapping; whoever learns of a hint may set it (a port reported closed). `renew_not_before` is for the core: when
+    a renewal failed, the next may start no sooner.
     """
 
     flow: Flow
@@ -233,21 +233,14 @@ class VatTable:
         entry._reschedule = self._table.reschedule
         return entry
 
-    def remap(
-        self, entry: VatEntry, mapped: Endpoint, lifetime: float, now: float, *, direct: bool | None = None
-    ) -> None:
-        """The router answered again, with the same m or another. KeyError when `entry` is not in the table.
-
-        `direct` is given when that may have changed: what did not speak NAT-f does now, or the reverse.
-        """
+    def remap(self, entry: VatEntry, mapped: Endpoint, lifetime: float, now: float) -> None:
+        """The router answered again, with the same m or another. KeyError when `entry` is not in the table."""
         if self.by_out(entry.out_key) is not entry:
             raise KeyError(f"not in the table: {entry.flow}")
         key = _in_key(entry.flow, mapped)
         if self.by_in(key) is not entry:
             self._supersede(key)
         self._table.rekey(entry, "in", key)
-        if direct is not None:
-            entry.direct = direct
         entry._map(mapped, lifetime, now)
         entry._enter(entry.state)
 

@@ -1,0 +1,104 @@
+"""`natf act`: the access control table of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from natf_bsd import config as configuration
+from natf_bsd.errors import NatfError
+from natf_bsd.tables import act as table
+from natf_bsd.tables import act_file
+from natf_bsd.types import format_address
+
+
+@click.group()
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path),
+    help="The table's file; default: router.act of the configuration.",
+)
+@click.pass_context
+def act(context: click.Context, file: Path | None) -> None:
+    """Show and edit the access control table; a running router obeys at once.
+
+    What is already connected stays so until its NAT mapping ends; a deny stops new connections and renewals.
+    """
+    context.obj = (context.obj, file)
+
+
+def _place(obj: tuple[Path, Path | None]) -> tuple[Path, configuration.RouterConfig]:
+    path, file = obj
+    settings = configuration.RouterConfig()
+    if file is None or path.exists():
+        settings = configuration.load(path).router or settings
+    return file or settings.act, settings
+
+
+def _edit(obj: tuple[Path, Path | None], change: Callable[[str, Path], str]) -> None:
+    path, settings = _place(obj)
+    act_file.edit(path, lambda text: change(text, path))
+    socket = settings.run_dir / "router.sock"
+    if path == settings.act and socket.exists():
+        _tell(socket)
+
+
+def _tell(socket: Path) -> None:
+    """Poke the running router; without it the daemon would notice within a second all the same."""
+    from natf_bsd.ops.control import ask
+
+    try:
+        ask(socket, "reload")
+    except NatfError as error:
+        click.echo(f"the file is changed, but the router was not told: {error}", err=True)
+
+
+@act.command("list")
+@click.pass_obj
+def list_(obj: tuple[Path, Path | None]) -> None:
+    """Print the table."""
+    path, _ = _place(obj)
+    for entry in act_file.load(path):
+        services = " ".join(map(str, entry.services)) or "any"
+        action = "allow" if entry.allow else "deny"
+        click.echo(f"{entry.name:<20} {format_address(entry.address):<15} {action:<5} {services}")
+
+
+@act.command()
+@click.argument("name")
+@click.argument("address")
+@click.argument("services", nargs=-1)
+@click.option("--deny", is_flag=True, help="Deny instead of allow.")
+@click.pass_obj
+def add(obj: tuple[Path, Path | None], name: str, address: str, services: tuple[str, ...], deny: bool) -> None:
+    """Add the private host NAME at ADDRESS; SERVICES such as tcp/80,443 udp/5000-5010 limit what is reached,
+    default any."""
+    action = "deny" if deny else "allow"
+    _edit(obj, lambda text, path: table.add(text, path, name, address, action, services))
+
+
+@act.command()
+@click.argument("name")
+@click.pass_obj
+def allow(obj: tuple[Path, Path | None], name: str) -> None:
+    """Let external nodes reach NAME."""
+    _edit(obj, lambda text, path: table.set_action(text, path, name, True))
+
+
+@act.command()
+@click.argument("name")
+@click.pass_obj
+def deny(obj: tuple[Path, Path | None], name: str) -> None:
+    """Refuse NAME from now on."""
+    _edit(obj, lambda text, path: table.set_action(text, path, name, False))
+
+
+@act.command()
+@click.argument("name")
+@click.pass_obj
+def remove(obj: tuple[Path, Path | None], name: str) -> None:
+    """Take NAME out of the table (no match denies)."""
+    _edit(obj, lambda text, path: table.remove(text, path, name))

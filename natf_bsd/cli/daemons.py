@@ -1,0 +1,134 @@
+"""`natf en run`, `natf router run`, `natf status`, `natf cleanup`, `natf key`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natf_bsd import config as configuration
+from natf_bsd.errors import NatfError
+
+_ROLES = ("en", "router")
+
+
+@click.group()
+def en() -> None:
+    """The external node."""
+
+
+@en.command("run")
+@click.option("--dry-run", is_flag=True, help="Print what would be set up and how it would be undone; change nothing.")
+@click.pass_obj
+def en_run(path: Path, dry_run: bool) -> None:
+    """Run the external node until SIGTERM or SIGINT; then nothing of it is left on the host."""
+    settings = configuration.load(path).need_en()
+    if dry_run:
+        from natf_bsd.firewall import plan
+        from natf_bsd.ops.interfaces import outer_interface
+
+        _show(plan.en(settings, outer_interface(settings.interface)))
+        return
+    from natf_bsd.en.daemon import EnDaemon
+
+    EnDaemon(settings).run()
+
+
+@click.group()
+def router() -> None:
+    """The NAT-f router."""
+
+
+@router.command("run")
+@click.option("--dry-run", is_flag=True, help="Print what would be set up and how it would be undone; change nothing.")
+@click.pass_obj
+def router_run(path: Path, dry_run: bool) -> None:
+    """Run the router until SIGTERM or SIGINT; then nothing of it is left on the host. SIGHUP reads the ACT again."""
+    settings = configuration.load(path).need_router()
+    if dry_run:
+        from natf_bsd.firewall import plan
+        from natf_bsd.ops.interfaces import outer_interface
+
+        _show(plan.router(settings, outer_interface(settings.interface)))
+        return
+    from natf_bsd.router.daemon import RouterDaemon
+
+    RouterDaemon(settings).run()
+
+
+def _show(plan: Any) -> None:
+    from natf_bsd.firewall.command import shell
+
+    click.echo("# set up")
+    click.echo(shell(plan.set_up), nl=False)
+    for sysctl in plan.sysctls:
+        click.echo(sysctl.shell())
+    click.echo("# undo")
+    click.echo(shell(plan.undo), nl=False)
+
+
+@click.command()
+@click.argument("role", type=click.Choice(_ROLES), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@click.pass_obj
+def status(path: Path, role: str | None, as_json: bool) -> None:
+    """Show the tables and counters of the daemons that run here."""
+    from natf_bsd.cli.render import render
+    from natf_bsd.ops.control import ask
+
+    found = {}
+    for name, run_dir in _run_dirs(path).items():
+        socket = run_dir / f"{name}.sock"
+        if role == name or (role is None and socket.exists()):
+            found[name] = ask(socket, "status")
+    if not found:
+        raise NatfError("no natf daemon runs here")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for tables in found.values():
+        render(tables)
+
+
+@click.command()
+@click.pass_obj
+def cleanup(path: Path) -> None:
+    """Remove every rule, route, device and kernel setting a daemon that was killed has left behind."""
+    from natf_bsd.firewall.installed import clean_up
+    from natf_bsd.ops.runtime import need_root
+
+    need_root("natf cleanup")
+    settings = _load_or_defaults(path)
+    failures = clean_up(settings.router or configuration.RouterConfig(), _run_dirs(path))
+    for failure in failures:
+        click.echo(f"not removed: {failure}", err=True)
+    if failures:
+        raise SystemExit(1)
+    click.echo("nothing of natf is left on this host")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def key(file: Path) -> None:
+    """Make a new shared key in FILE, for en.keys and router.keys; copy it to the other side by a safe way."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise NatfError(f"{file}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(f"{secrets.token_hex(8)}:{secrets.token_hex(32)}\n")
+
+
+def _load_or_defaults(path: Path) -> configuration.Config:
+    return configuration.load(path) if path.exists() else configuration.Config(path)
+
+
+def _run_dirs(path: Path) -> dict[str, Path]:
+    """Where each role keeps its socket; a host without a configuration file has the defaults."""
+    settings = _load_or_defaults(path)
+    sections = {"en": settings.en, "router": settings.router}
+    return {role: section.run_dir if section else configuration.RUN_DIR for role, section in sections.items()}

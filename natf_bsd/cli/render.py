@@ -1,0 +1,72 @@
+"""`natf status` as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def render(status: dict[str, Any], console: Console | None = None) -> None:
+    """Print the tables of one daemon, its counters that are not zero, and what each counts."""
+    console = console or Console(highlight=False)
+    head = "external node" if status["role"] == "en" else f"router (NAT: {status['nat']})"
+    console.print(f"{head}, process {status['process']}, {status['interface']}")
+    if status["role"] == "en":
+        console.print(names_table(status))
+        console.print(flows_table(status))
+        console.print(routers_table(status))
+    else:
+        console.print(act_table(status))
+    console.print(_table("Counters", ("counter", "count"), sorted((k, v) for k, v in status["counters"].items() if v)))
+
+
+def names_table(status: dict[str, Any]) -> Table:
+    """The name relation table."""
+    rows = [
+        (row["name"], row["virtual"], ", ".join(row["routers"]), row["flows"], f"{row['ttl_left']:.0f} s")
+        for row in status["names"]
+    ]
+    title = f"NRT, names ({status['names_total']})"
+    return _table(title, ("name", "virtual address V1", "router G2", "flows", "TTL left"), rows)
+
+
+def flows_table(status: dict[str, Any]) -> Table:
+    """The virtual address translation table."""
+    rows = [
+        (
+            row["protocol"],
+            row["source"],
+            row["virtual"],
+            row["mapped"],
+            row["name"],
+            f"{row['state']}{', direct' if row['direct'] else ''}",
+            f"{row['idle']:.0f} s",
+            f"{row['expires_in']:.0f} s",
+        )
+        for row in status["flows"]
+    ]
+    columns = ("", "G1:s", "V1:d", "G2:m", "name", "state", "idle", "expires in")
+    return _table(f"VAT, flows ({status['flows_total']})", columns, rows)
+
+
+def routers_table(status: dict[str, Any]) -> Table:
+    rows = [(row["address"], f"{row['round_trip'] * 1000:.2f} ms") for row in status["routers"]]
+    return _table("NAT-f routers", ("address", "round trip"), rows)
+
+
+def act_table(status: dict[str, Any]) -> Table:
+    """The access control table in force."""
+    rows = [(row["name"], row["address"], row["action"], " ".join(row["services"]) or "any") for row in status["act"]]
+    return _table("ACT", ("name", "address", "action", "services"), rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table

@@ -1,0 +1,58 @@
+"""What a kind of machine must be able to do to carry a lab, and the choice of the one for this system."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from natf_bsd.errors import NatfError
+from natf_bsd.lab.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class HostProcess:
+    """A process that runs on a host of a lab."""
+
+    host: str
+    pid: int
+    command: str
+
+
+class LabPlatform(Protocol):
+    """Makes the hosts and segments of one lab instance, and removes them. Instances do not see each other."""
+
+    run_dir: Path
+    """Where this instance keeps its files; the lab's hosts see it under the same path."""
+
+    def is_supported(self) -> str | None:
+        """Why labs are impossible here, and what to do about it; None when they are possible."""
+
+    def up(self, topology: Topology) -> None:
+        """Make everything; `run_dir` exists. NatfError when that fails; what was made till then is for `down`."""
+
+    def down(self, topology: Topology) -> None:
+        """End every process on the hosts and remove everything but `run_dir`. Needs no memory of `up`: that one may have crashed."""
+
+    def is_up(self, topology: Topology) -> bool:
+        """Whether every host exists. Says nothing about what runs on them."""
+
+    def location(self, host: str) -> str:
+        """What a person calls the host on this system: a namespace, a jail."""
+
+    def exec_argv(self, host: str, argv: Sequence[str], cwd: Path) -> list[str]:
+        """The command that runs `argv` on `host` in directory `cwd`. The process it starts becomes `argv`: same pid."""
+
+    def processes(self) -> list[HostProcess]:
+        """What was started by `exec_argv` and runs, wherever it was started from."""
+
+
+def lab_platform(instance: str) -> LabPlatform:
+    """The platform of this system. NatfError where there is none yet."""
+    if sys.platform == "linux":
+        from natf_bsd.lab.netns import NetnsPlatform
+
+        return NetnsPlatform(instance)
+    raise NatfError(f"no lab on {sys.platform} yet: only Linux network namespaces; vnet jails come later")

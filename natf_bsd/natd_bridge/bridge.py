@@ -1,0 +1,43 @@
+"""What the router's core needs of a NAT, whichever it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from natf_bsd.natd_bridge.pseudo import PseudoStyle
+
+
+class NatBridge(Protocol):
+    """Passes pseudo-packets through a NAT and gives back what comes out.
+
+    The NAT itself is never asked or changed: natd has no control channel, and whatever it decides shows in the
+    packet [3.2]. A pseudo-packet that does not come back is the NAT's refusal; the core waits no longer than it likes
+    and may repeat it, which gives the same mapping. Nothing that is written or read here ever leaves the host.
+    """
+
+    @property
+    def name(self) -> str:
+        """For status and logs: "netfilter", "natd", ..."""
+
+    @property
+    def style(self) -> PseudoStyle:
+        """How pseudo-packets for this NAT are to be built."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that polls readable while `read_batch` has something; None if it has after `write` only."""
+
+    def write(self, data: bytes) -> None:
+        """Hand a pseudo-packet to the NAT. What the system refuses is counted, not raised: the core tries again."""
+
+    def read_batch(self) -> list[bytes]:
+        """Packets that came out of the NAT; for `pseudo.parse_captured`. Never blocks."""
+
+    def lifetime(self, protocol: int) -> int:
+        """Seconds an unused mapping of an established flow is good for, as announced to external nodes."""
+
+    def close(self) -> None:
+        """Let go of the NAT; its mappings stay. Idempotent."""
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What happened so far."""
