@@ -5,11 +5,12 @@ Every setting has a default but `home_domains` on an external node. Times are se
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,12 @@ from typing import Any, TypeVar
 from natf_bsd.errors import ConfigError, NatfError
 
 T = TypeVar("T")
+
+_SHOWN_MAXIMUM = 80
+"""Characters of a value a message repeats."""
+
+_HEADER = re.compile(r"\s*\[+([^\[\]]+)\]+\s*(?:#.*)?$")
+_ASSIGNMENT = re.compile(r"\s*([^\s=#\[][^=#]*?)\s*=")
 
 DEFAULT_PATH = Path("/usr/local/etc/natf.toml" if sys.platform.startswith("freebsd") else "/etc/natf.toml")
 RUN_DIR = Path("/var/run/natf" if sys.platform.startswith("freebsd") else "/run/natf")
@@ -103,7 +110,7 @@ class Config:
 
     def need_router(self) -> RouterConfig:
         if self.router is None:
-            raise ConfigError(self.path, 1, "no [router] section")
+            raise ConfigError(self.path, 1, "no [router] section; expected one, which may be empty")
         return self.router
 
 
@@ -118,39 +125,63 @@ class _Reader:
 
     def error(self, key: str, expected: str) -> ConfigError:
         line = _line_of(self._text, self._section, key)
-        return ConfigError(self._path, line, f"{self._section}.{key} = {self._values.get(key)!r}: expected {expected}")
+        found = f"{self._section}.{key} = {_shown(self._values[key])}"
+        return ConfigError(self._path, line, f"{found}: expected {expected}")
 
     def take(self, key: str, convert: Callable[[Any], T], expected: str) -> T:
         try:
             return convert(self._values[key])
+        except ConfigError:
+            raise  # it names a file of its own, where the fault is
         except (ValueError, TypeError) as error:
             raise self.error(key, f"{expected}{f' ({error})' if str(error) else ''}") from None
+        except NatfError as error:
+            line = _line_of(self._text, self._section, key)
+            raise ConfigError(self._path, line, f"{self._section}.{key}: {error}") from None
 
-    def check_names(self, known: Iterator[str]) -> None:
+    def check_names(self, known: Iterable[str]) -> None:
         names = sorted(known)
         for key in self._values:
             if key not in names:
                 line = _line_of(self._text, self._section, key)
-                expected = ", ".join(names)
-                raise ConfigError(
-                    self._path, line, f"{self._section}.{key}: no such setting; expected one of {expected}"
-                )
+                text = f"no setting {key!r} in [{self._section}]; expected one of {', '.join(names)}"
+                raise ConfigError(self._path, line, text)
 
 
-def _line_of(text: str, section: str, key: str) -> int:
-    """The line `key` is set on, for messages: tomllib does not keep it. Falls back to the section's line, then to
-    1."""
-    current, section_line = "", 1
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            current = header[1]
-            if current == section:
-                section_line = number
-            if current == f"{section}.{key}":
-                return number
-        elif current == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]", line):
+def _shown(value: Any) -> str:
+    """`value` as a message can carry it: as TOML writes it where that differs most, and never long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, tables nested as deep
+        return "something huge"
+    return text if len(text) <= _SHOWN_MAXIMUM else f"{text[:_SHOWN_MAXIMUM]}..."
+
+
+def _line_of(text: str, *names: str) -> int:
+    """The line that sets `names`, such as ("en", "mark"), for messages: tomllib does not keep it.
+
+    Falls back to the line of the section, then to 1. Only a newline ends a line in TOML (str.splitlines knows more).
+    """
+    wanted = _unquoted(".".join(names))
+    section, fallback = "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            here = section = _unquoted(header[1])
+        elif assignment := _ASSIGNMENT.match(line):
+            here = f"{section}.{_unquoted(assignment[1])}".lstrip(".")
+        else:
+            continue
+        if f"{here}.".startswith(f"{wanted}."):
             return number
-    return section_line
+        if wanted.startswith(f"{here}."):
+            fallback = number
+    return fallback
+
+
+def _unquoted(name: str) -> str:
+    return re.sub(r"[\s\"']", "", name)
 
 
 def _string(value: Any) -> str:
@@ -160,14 +191,15 @@ def _string(value: Any) -> str:
 
 
 def _interface(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,15}", _string(value)):
+    # 15: IFNAMSIZ less its zero byte. A hyphen first would be an option to the commands the name is given to.
+    if not re.fullmatch(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]{0,14}", _string(value)):
         raise ValueError
     return str(value)
 
 
 def _path(value: Any) -> Path:
     path = Path(_string(value))
-    if not path.is_absolute():
+    if not path.is_absolute() or not value.isprintable():
         raise ValueError
     return path
 
@@ -187,8 +219,12 @@ def _integer(low: int, high: int) -> Callable[[Any], int]:
     return convert
 
 
+_LONGEST = 1_000_000_000
+"""Seconds, about 30 years: what anyone can mean by "for ever"."""
+
+
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST:
         raise ValueError
     return float(value)
 
@@ -207,9 +243,12 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 def domain_name(value: Any) -> str:
     """A home domain as the wire carries it: lower-case A-labels, no dot at the end; or "*" for every domain."""
-    name = _string(value).rstrip(".").lower()
+    text = _string(value)
+    name = text.removesuffix(".").lower()
+    if not text.isascii():  # str.lower would fold some letters outside ASCII into it
+        raise ValueError(f"{_shown(text)} is not ASCII; an international name is written in its xn-- form")
     if name != "*" and (len(name) > 253 or "." not in name or not all(map(_LABEL.fullmatch, name.split(".")))):
-        raise ValueError(f"{value!r} is not a domain name")
+        raise ValueError(f"{_shown(text)} is not a domain name of two labels or more")
     return name
 
 
@@ -229,11 +268,12 @@ def load_key(path: Path) -> Key:
     makes one)."""
     try:
         with path.open(encoding="ascii", errors="replace") as file:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise NatfError(f"{path}: others can read this key; expected mode 0600")
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(4096).strip()
     except OSError as error:
-        raise NatfError(f"{path}: {error.strerror}") from None
+        raise NatfError(f"{path}: {error.strerror}; expected a key file (natf key makes one)") from None
+    if mode & 0o077:
+        raise NatfError(f"{path}: mode {mode:04o} lets others at this key; expected 0600 (chmod 600 {path})")
     if not (found := re.fullmatch(r"([0-9a-f]{16}):((?:[0-9a-f]{2}){16,64})", text)):
         raise ConfigError(
             path, 1, "expected 16 hex digits of key id, a colon, 32 to 128 hex digits of secret, and nothing else"
@@ -244,7 +284,10 @@ def load_key(path: Path) -> Key:
 def _en_keys(value: Any) -> dict[str, Key]:
     if not isinstance(value, dict):
         raise TypeError
-    return {domain_name(domain): load_key(_path(path)) for domain, path in value.items()}
+    keys = {domain_name(domain): load_key(_path(path)) for domain, path in value.items()}
+    if "*" in keys:
+        raise ValueError("a key belongs to one home domain, not to *")
+    return keys
 
 
 def _router_keys(value: Any) -> tuple[Key, ...]:
@@ -258,7 +301,7 @@ def _router_keys(value: Any) -> tuple[Key, ...]:
 
 _QUEUE = (_integer(1, 65535), "a number from 1 to 65535")
 _POSITIVE = (_integer(1, 1 << 24), "a number from 1 to 16777216")
-_DURATION = (_seconds, "seconds, 0 or more")
+_DURATION = (_seconds, f"seconds, from 0 to {_LONGEST}")
 _ABSOLUTE = (_path, "an absolute path")
 _OUTER = (_interface, "the name of a network interface")
 _OUR_MARK = (_mark, "a number from 1 to 255, the highest byte of the packet mark that is ours")
@@ -303,12 +346,13 @@ def parse(text: str, path: Path) -> Config:
     """The configuration in `text`; ConfigError names `path`, the line and what was expected there."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, int("9" * 5000) raises another
         line = re.search(r"at line (\d+)", str(error))
-        raise ConfigError(path, int(line[1]) if line else len(text.splitlines()), f"not TOML: {error}") from None
-    for section, value in document.items():
-        if section not in ("en", "router") or not isinstance(value, dict):
-            raise ConfigError(path, _line_of(text, section, section), f"{section}: expected a section [en] or [router]")
+        number = int(line[1]) if line else text.rstrip().count("\n") + 1
+        raise ConfigError(path, number, f'not TOML: {error}; expected lines such as interface = "eth0"') from None
+    for name, value in document.items():
+        if problem := _problem_of_section(name, value):
+            raise ConfigError(path, _line_of(text, name), problem)
     en = _section(path, text, "en", document, _EN_SETTINGS)
     router = _section(path, text, "router", document, _ROUTER_SETTINGS)
     config = Config(
@@ -318,45 +362,79 @@ def parse(text: str, path: Path) -> Config:
     return config
 
 
+def _problem_of_section(name: str, value: Any) -> str | None:
+    if name in ("en", "router"):
+        return (
+            None if isinstance(value, dict) else f"{name} is not a section; expected one line [{name}] and its settings"
+        )
+    if isinstance(value, dict):
+        return f"no section {name!r}; expected [en] or [router]"
+    return f"{name!r} stands outside the sections; expected it below [en] or [router]"
+
+
 def _section(
-    path: Path, text: str, name: str, document: dict[str, Any], settings: dict[str, tuple[Callable[[Any], Any], str]]
+    path: Path, source: str, name: str, document: dict[str, Any], settings: dict[str, tuple[Callable[[Any], Any], str]]
 ) -> dict[str, Any] | None:
     if name not in document:
         return None
-    reader = _Reader(path, text, name, document[name])
-    reader.check_names(iter(settings))
+    reader = _Reader(path, source, name, document[name])
+    reader.check_names(settings)
     if name == "en" and "home_domains" not in document[name]:
-        raise reader.error("home_domains", 'it to be set, for example home_domains = ["home.example.net"]')
+        text = 'en.home_domains is not set; expected for example home_domains = ["home.example.net"]'
+        raise ConfigError(path, _line_of(source, name), text)
     return {key: reader.take(key, *settings[key]) for key in document[name]}
 
 
 def _check_together(config: Config, text: str) -> None:
     """What one setting alone cannot show."""
-    if en := config.en:
-        if en.minimum_ttl > en.maximum_ttl:
-            raise ConfigError(
-                config.path, _line_of(text, "en", "minimum_ttl"), "en.minimum_ttl is above en.maximum_ttl"
-            )
-        queues = [en.dns_queue, en.out_queue, en.in_queue]
-        if config.router:
-            queues.append(config.router.control_queue)
-        if len(set(queues)) < len(queues):
-            raise ConfigError(
-                config.path, _line_of(text, "en", "dns_queue"), f"queue numbers {queues}: expected all different"
-            )
-    if (router := config.router) and router.require_key and not router.keys:
-        line = _line_of(text, "router", "require_key")
-        raise ConfigError(config.path, line, "router.require_key is true but router.keys names no key")
+    en, router = config.en, config.router
+    if en and en.minimum_ttl > en.maximum_ttl:
+        problem = f"en.minimum_ttl ({en.minimum_ttl:g}) is above en.maximum_ttl ({en.maximum_ttl:g})"
+        raise ConfigError(config.path, _later_line(text, "en.minimum_ttl", "en.maximum_ttl"), problem)
+    _check_queues(config, text)
+    for domain in en.keys if en and "*" not in en.home_domains else ():
+        if en and domain not in en.home_domains:
+            problem = f"en.keys has a key for {domain}; expected one of en.home_domains, {', '.join(en.home_domains)}"
+            raise ConfigError(config.path, _line_of(text, "en", "keys", domain), problem)
+    if router and router.require_key and not router.keys:
+        problem = 'router.require_key is true but router.keys names no key; expected keys = ["/path/of/key"]'
+        raise ConfigError(config.path, _line_of(text, "router", "require_key"), problem)
+    if router and router.tun == router.interface:
+        problem = f"router.tun and router.interface are both {router.tun}; expected a device name of our own for tun"
+        raise ConfigError(config.path, _line_of(text, "router", "tun"), problem)
+
+
+def _check_queues(config: Config, text: str) -> None:
+    """Two readers of one queue would get each other's packets."""
+    taken: dict[int, str] = {}
+    for section, settings in (("en", config.en), ("router", config.router)):
+        for key in ("dns_queue", "out_queue", "in_queue", "control_queue"):
+            number = getattr(settings, key, None)
+            if number is None:
+                continue
+            name = f"{section}.{key}"
+            if number in taken:
+                problem = f"{taken[number]} and {name} are both {number}; expected a number of its own for each"
+                raise ConfigError(config.path, _later_line(text, taken[number], name), problem)
+            taken[number] = name
+
+
+def _later_line(text: str, *settings: str) -> int:
+    """Of settings that contradict each other one may be a default: the line that is there, or the later one."""
+    return max(_line_of(text, *setting.split(".")) for setting in settings)
 
 
 def load(path: Path) -> Config:
+    """The configuration in the file `path`; NatfError if it cannot be read, ConfigError if it is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(path, 1, f"not UTF-8 at byte {error.start}; expected TOML") from None
+        data = path.read_bytes()
     except OSError as error:
         raise NatfError(f"{path}: {error.strerror}; expected the configuration file (--config names another)") from None
-    return parse(text, path)
+    try:
+        return parse(data.decode("utf-8-sig"), path)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(path, line, f"found byte 0x{error.object[error.start]:02x}, expected UTF-8 text") from None
 
 
 def settings_of(config: EnConfig | RouterConfig) -> dict[str, object]:
@@ -366,5 +444,7 @@ def settings_of(config: EnConfig | RouterConfig) -> dict[str, object]:
         value = getattr(config, setting.name)
         if setting.name == "keys":
             value = sorted(key.ident.hex() for key in (value.values() if isinstance(value, dict) else value))
+        if setting.name == "mark":
+            value >>= 24  # as it is written in the file
         shown[setting.name] = str(value) if isinstance(value, Path) else value
     return shown

@@ -50,9 +50,11 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class WritePseudo:
-    """Pass a pseudo-packet through the NAT; what comes out is the core's `handle_captured`."""
+    """Pass a pseudo-packet through the NAT; what comes out is the core's `handle_captured`. `transaction` as in
+    SendControl."""
 
     data: bytes
+    transaction: bytes
 
 
 @dataclass(frozen=True, slots=True)

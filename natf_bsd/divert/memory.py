@@ -22,7 +22,7 @@ class MemoryBackend:
         self._writer.setblocking(False)
         self._reader.setblocking(False)
 
-    def feed(self, data: bytes, direction: Direction, interface: str = "") -> Packet:
+    def feed(self, data: bytes | bytearray, direction: Direction, interface: str = "") -> Packet:
         """Let a packet wait to be received."""
         packet = Packet(bytearray(data), direction, interface, next(self._numbers))
         self._waiting.append(packet)

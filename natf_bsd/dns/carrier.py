@@ -15,6 +15,8 @@ def payload(data: bytearray) -> bytes | None:
     if packet.flow_key(data) is None or packet.protocol(data) != Protocol.UDP:
         return None
     start = packet.header_length(data)
+    if len(data) < start + _UDP_HEADER:
+        return None
     (fragment,) = struct.unpack_from("!H", data, 6)
     (length,) = struct.unpack_from("!H", data, start + 4)
     if fragment & 0x3FFF or length < _UDP_HEADER or start + length > len(data):

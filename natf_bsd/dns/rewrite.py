@@ -169,14 +169,15 @@ class _Answer:
 
         None at all is an empty list; A records the question does not lead to are odd.
         """
-        owners = [_expand(self.message, record.start)[0] for record in self.answers]
-        cnames = {o: r for o, r in zip(reversed(owners), reversed(self.answers), strict=True) if r.type == _CNAME}
+        owned = [(_expand(self.message, record.start)[0], record) for record in self.answers]
+        cnames = {owner: record for owner, record in reversed(owned) if record.type == _CNAME}
+        hosts = {owner for owner, record in owned if record.type == _A}
         name, passed = _expand(self.message, _HEADER.size)[0], []
-        while name in cnames:
+        while name in cnames and name not in hosts:
             step = cnames.pop(name)  # popped: a loop ends where it would close
             passed.append(step)
             name = self._target(step)
-        found = [r for o, r in zip(owners, self.answers, strict=True) if r.type == _A and o == name]
+        found = [record for owner, record in owned if record.type == _A and owner == name]
         every = [record for record in self.answers if record.type == _A]
         if (every and not found) or any(r.klass != _IN or r.end - r.data != 4 for r in every):
             raise _MalformedError

@@ -171,6 +171,8 @@ class EnCore:
         if key not in self._by_flow and len(self._by_flow) >= MAXIMUM_NEGOTIATIONS:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.table_full")
         displaced = self.held.hold(key, packet)
+        if displaced is packet and key in self._by_flow:
+            return self._drop(packet, "out.drop.no_room")  # the flow may yet get its mapping: no error
         if displaced is packet:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
         effects = self._drop(displaced, "out.drop.replaced") if displaced else []
@@ -182,12 +184,18 @@ class EnCore:
     # Negotiation [3.2 step 3-6].
 
     def _renew(self, entry: VatEntry, key: bytes, now: float, effects: list[Effect]) -> None:
-        """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile."""
-        if entry.direct or key in self._by_flow:
+        """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile.
+
+        The router that has the flow is asked and no other, which would have a NAT of its own; only when the name has
+        left it for another address (dynamic DNS) is that one asked.
+        """
+        if entry.direct or key in self._by_flow or len(self._by_flow) >= MAXIMUM_NEGOTIATIONS:
             return
         self._unconfirmed.discard(key)
         self.counters.add("negotiation.renewals")
         routers = entry.relation.routers
+        if entry.mapped.address in routers:
+            routers = (entry.mapped.address,)
         self._negotiate(entry.flow, key, entry.relation, routers, now, effects, renewal=True)
 
     def _negotiate(
@@ -253,7 +261,7 @@ class EnCore:
         hosts of our own network.
         """
         if isinstance(heard, message.Request):
-            if self.peers.speaks_natf(negotiation.router):
+            if not self._may_be_plain(negotiation):
                 return self._ignore("mirror_of_peer")
             self.counters.add("control.used.mirror")
             negotiation.mirrored()
@@ -311,6 +319,8 @@ class EnCore:
     def _mapped(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> list[Effect]:
         """Make or renew the flow's VAT entry and let its held packets go."""
         packets = self.held.take(flow.key)
+        if not packets and self.vat.by_out(flow.key) is None:
+            return []  # the flow ended while it was being renewed
         try:
             entry = self._entry(flow, mapped, lifetime, direct, now)
         except (TableFull, KeyError):
@@ -342,9 +352,12 @@ class EnCore:
 
     def _refused(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
         entry = self.vat.by_out(key)
+        reaction = reaction_to(negotiation.refusal)
+        if entry is not None and reaction is Reaction.UNREACHABLE:
+            entry.renew_not_before = now + DOUBT_AFTER  # it can't just now; its mapping may well live
+            return []
         if entry is not None:
             self.vat.remove(entry)
-        reaction = reaction_to(negotiation.refusal)
         self._refusals.remember(key, reaction, now)
         return self._reject(self.held.take(key), reaction, "out.drop.refused")
 
@@ -367,12 +380,14 @@ class EnCore:
         return self._reject(self.held.take(key), Reaction.UNREACHABLE, "out.drop.silent")
 
     def _may_go_direct(self, negotiation: Negotiation) -> bool:
-        """A router that speaks NAT-f, or should prove itself by key, is never taken for the inside host."""
-        return (
-            self._config.on_silence == "direct"
-            and negotiation.key is None
-            and not self.peers.speaks_natf(negotiation.router)
-        )
+        """Whether a silent router may be taken for the inside host itself."""
+        return self._config.on_silence == "direct" and self._may_be_plain(negotiation)
+
+    def _may_be_plain(self, negotiation: Negotiation) -> bool:
+        """Whether this can be an ordinary host: not if it spoke NAT-f before, gave the flow its mapping, or has to
+        prove itself by key (a mirrored request carries our own MAC, and an attacker can mirror)."""
+        known = negotiation.renewal or self.peers.speaks_natf(negotiation.router)
+        return negotiation.key is None and not known
 
     # Phase 3, inward.
 
@@ -389,7 +404,10 @@ class EnCore:
         entry.note_in(wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0, now)
         entry.in_rewrite.apply(data)
         self.counters.add("in.sent.translated")
-        return [Send(packet)]
+        effects: list[Effect] = [Send(packet)]
+        if entry.state is None and entry.renew_due(now):
+            self._renew(entry, entry.flow.key, now, effects)  # UDP may flow one way only
+        return effects
 
     def _inbound_error(self, packet: Packet, now: float) -> list[Effect]:
         """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d, or no socket would know them (FREEBSD.md
@@ -436,7 +454,7 @@ class EnCore:
                 self.counters.add("request.retransmitted")
                 self._request(negotiation, request, effects)
         self.vat.expire(now)
-        self.names.expire(now)
+        effects += [Save(saved.name_gone(relation)) for relation in self.names.expire(now)]
         self.peers.expire(now)
         self._refusals.expire(now)
         return effects + self._settle_removed(now)
@@ -484,7 +502,9 @@ class EnCore:
         flow, mapped, lifetime, direct = saved.read_flow(record)
         entry = self._entry(flow, mapped, lifetime, direct, now)
         entry.note_in(0, now)  # it was in use: an established connection may be idle for long
-        self._unconfirmed.add(flow.key)
+        if not direct:
+            self._unconfirmed.add(flow.key)
+            self.peers.restore(mapped.address, now)
         self.counters.add("flows.restored")
 
     # The last step of every way out.

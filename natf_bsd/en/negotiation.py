@@ -18,7 +18,7 @@ import enum
 from dataclasses import dataclass, field
 
 from natf_bsd.config import Key
-from natf_bsd.errors import AuthError
+from natf_bsd.errors import WireError
 from natf_bsd.types import Address, Endpoint, Flow, Name
 from natf_bsd.wire import auth, icmp, message
 
@@ -77,8 +77,8 @@ class Negotiation:
     """Sans-IO: `start`, `retry` and `challenged` return the ICMP message to send; the rest only move the state.
 
     `rto` is the wait before the first retransmission in seconds, `ident` the ICMP identifier. The ICMP sequence
-    number is the number of the try, so
-    that a late answer still gives a true round trip (RFC 6298 section 3 without its ambiguity).
+    number is the number of the request, so that a late answer still gives a true round trip (RFC 6298 section 3 without
+    its ambiguity).
     """
 
     flow: Flow
@@ -97,6 +97,7 @@ class Negotiation:
     refusal: message.Refused | None = None
     _cookie: bytes = b""
     _challenges: int = 0
+    _tries: int = 0
     _sent_at: list[float] = field(default_factory=list)
     _started: float = 0.0
 
@@ -115,13 +116,14 @@ class Negotiation:
         return self._send(now, epoch_ms)
 
     def challenged(self, cookie: bytes, now: float, epoch_ms: int) -> bytes | None:
-        """The request again with the router's cookie in it, at once; None if it has asked too often."""
+        """The request again with the router's cookie in it, at once and with new tries; None if it has asked too
+        often."""
         if self._challenges >= MAXIMUM_CHALLENGES:
             return None
         self._move(Event.CHALLENGE)
         self._challenges += 1
         self._cookie = cookie
-        del self._sent_at[:]
+        self._tries = 0
         return self._send(now, epoch_ms)
 
     def responded(self, response: message.Response) -> None:
@@ -138,7 +140,7 @@ class Negotiation:
         self.refusal = refusal
 
     def round_trip(self, sequence: int, now: float) -> float | None:
-        """Seconds since the try `sequence` names was sent; None for a number we have not used."""
+        """Seconds since the request with this `sequence` was sent; None for a number we have not used."""
         return now - self._sent_at[sequence] if sequence < len(self._sent_at) else None
 
     def authentic(self, data: bytes, epoch_ms: int) -> bool:
@@ -147,19 +149,20 @@ class Negotiation:
             return True
         try:
             auth.verify(data, {self.key.ident: self.key.secret}, epoch_ms)
-        except AuthError:
+        except WireError:  # another version's message can't even be looked through for its MAC
             return False
         return True
 
     def _send(self, now: float, epoch_ms: int) -> bytes:
+        sequence = len(self._sent_at)
         self._sent_at.append(now)
-        tries = len(self._sent_at)
+        self._tries += 1
         give_up = self._started + GIVE_UP_AFTER
-        self.due = min(now + self.rto * 2 ** (tries - 1), give_up) if tries < TRIES else give_up
+        self.due = min(now + self.rto * 2 ** (self._tries - 1), give_up) if self._tries < TRIES else give_up
         data = message.encode(message.Request(self.transaction, self.flow, self.name, self._cookie))
         if self.key:
             data = auth.sign(data, self.key.ident, self.key.secret, epoch_ms)
-        return icmp.encode_echo(icmp.Echo(icmp.ECHO_REQUEST, self.ident, tries - 1, message.pad(data)))
+        return icmp.encode_echo(icmp.Echo(icmp.ECHO_REQUEST, self.ident, sequence, message.pad(data)))
 
     def _move(self, event: Event) -> None:
         try:

@@ -61,6 +61,11 @@ class Peers:
             peer.smoothed_rtt += _SMOOTHING * (rtt - peer.smoothed_rtt)
             peer.deadline = now + _MEMORY
 
+    def restore(self, router: Address, now: float) -> None:
+        """A router that gave out a mapping which outlived our restart: it speaks NAT-f; its round trip is forgotten."""
+        if not self.speaks_natf(router):
+            self.answered(router, INITIAL_RTO / 2, now)
+
     def expire(self, now: float) -> None:
         self._table.expire(now)
 

@@ -42,8 +42,8 @@ def reaction_to(refusal: message.Refused | None) -> Reaction:
 
 
 def answer(data: bytearray, reaction: Reaction) -> bytes | None:
-    """The packet that tells the sender of `data`; None where no error may answer (a RST, an ICMP error: RFC 1122
-    section 3.2.2).
+    """The packet that tells the sender of `data`; None where no error may answer (a RST; an ICMP error or a later
+    fragment: RFC 1122 section 3.2.2).
 
     It comes from the virtual address, so that it fits the program's socket. UDP never gets code 1: Linux does not
     report it to UDP sockets.
@@ -52,13 +52,17 @@ def answer(data: bytearray, reaction: Reaction) -> bytes | None:
     if protocol == Protocol.TCP and reaction is Reaction.REFUSED:
         reset = build.reset_for(data)
         return bytes(reset) if reset is not None else None
-    if protocol == Protocol.ICMP and data[packet.header_length(data)] not in (0, 8):
+    if packet.is_later_fragment(data) or (protocol == Protocol.ICMP and not _is_echo(data)):
         return None
     if protocol == Protocol.TCP:
         code = _HOST_UNREACHABLE
     else:
         code = _PORT_UNREACHABLE if reaction is Reaction.REFUSED else _HOST_PROHIBITED
     return bytes(build.unreachable_for(data, code=code, source=packet.destination(data)))
+
+
+def _is_echo(data: bytearray) -> bool:
+    return data[packet.header_length(data) :].startswith((b"\x00", b"\x08"))
 
 
 @dataclass(frozen=True, slots=True)

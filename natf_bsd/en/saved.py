@@ -7,12 +7,14 @@ make its flow negotiate again: so names and flows are both kept (DESIGN.md secti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.tables.vat import VatEntry
-from natf_bsd.types import Endpoint, Flow, Name, format_address, parse_address
+from natf_bsd.types import Endpoint, Flow, Name, Protocol, format_address, parse_address
+from natf_bsd.wire.message import valid_name
 
 Record = dict[str, object]
 
@@ -46,25 +48,44 @@ def flow_gone(entry: VatEntry) -> Record:
     return {"id": f"flow {entry.flow.key.hex()}", "gone": True}
 
 
+def name_gone(relation: NameRelation) -> Record:
+    """The record that takes back `name_record`."""
+    return {"id": f"name {relation.name}", "gone": True}
+
+
 def read_name(record: dict[str, Any], epoch_offset: float) -> tuple[Name, bytes, tuple[bytes, ...], float]:
     """Name, virtual address, routers and expiry (monotonic) of a record; ValueError, KeyError or TypeError if it is
     not whole."""
+    name = Name(str(record["host"]), str(record["domain"]))
+    if not valid_name(name):
+        raise ValueError(f"{name} is not a name a request can carry")
     return (
-        Name(str(record["host"]), str(record["domain"])),
+        name,
         parse_address(record["virtual"]),
         tuple(parse_address(router) for router in record["routers"]),
-        float(record["expires"]) - epoch_offset,
+        _finite(record["expires"]) - epoch_offset,
     )
 
 
 def read_flow(record: dict[str, Any]) -> tuple[Flow, Endpoint, float, bool]:
     """Flow, mapped endpoint, lifetime and direct; ValueError, KeyError or TypeError if it is not whole."""
-    flow = Flow(int(record["protocol"]), _endpoint(record["source"]), _endpoint(record["destination"]))
-    return flow, _endpoint(record["mapped"]), float(record["lifetime"]), bool(record["direct"])
+    protocol = record["protocol"]
+    if protocol not in (Protocol.TCP, Protocol.UDP):
+        raise ValueError(f"protocol {protocol!r} is neither TCP nor UDP")
+    flow = Flow(Protocol(protocol), _endpoint(record["source"]), _endpoint(record["destination"]))
+    return flow, _endpoint(record["mapped"]), _finite(record["lifetime"]), bool(record["direct"])
 
 
-def _endpoint(text: str) -> Endpoint:
-    address, _, port = text.rpartition(":")
+def _finite(value: Any) -> float:
+    """A time that can be reckoned with: JSON as Python reads it knows NaN and Infinity."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not a time")
+    return number
+
+
+def _endpoint(value: Any) -> Endpoint:
+    address, _, port = str(value).rpartition(":")
     number = int(port)
     if not 0 <= number <= 65535:
         raise ValueError(f"{number} is not a port")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 
@@ -36,7 +35,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A kernel setting by its path under /proc/sys, as sysctl(8) takes it too: "net/ipv4/ip_forward".
+    """A kernel setting, named by its path under /proc/sys ("net/ipv4/ip_forward"); sysctl(8) takes that too.
 
     `optional`: a kernel without it needs no setting (no IPv6, for instance).
     """
@@ -44,10 +43,6 @@ class Sysctl:
     name: str
     value: str
     optional: bool = False
-
-    @property
-    def path(self) -> Path:
-        return Path("/proc/sys") / self.name
 
     def shell(self) -> str:
         return shlex.join(["sysctl", "-w", f"{self.name}={self.value}"])

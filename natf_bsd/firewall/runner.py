@@ -79,19 +79,17 @@ class SysctlJournal:
     file still holds the value from before us, never our own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path = Path("/proc/sys")) -> None:
         self._path = path
+        self._root = root
 
     def apply(self, settings: Iterable[Sysctl]) -> None:
         """Set all. Raises NatfError for one that is missing (unless optional) or refused."""
         for setting in settings:
-            try:
+            if (self._root / setting.name).exists():
                 self._set(setting)
-            except FileNotFoundError:
-                if not setting.optional:
-                    raise NatfError(f"{setting.name}: this kernel does not have the setting") from None
-            except OSError as error:
-                raise NatfError(f"{setting.name}: cannot set {setting.value}: {error.strerror}") from None
+            elif not setting.optional:
+                raise NatfError(f"{setting.name}: this kernel does not have the setting")
 
     def restore(self) -> list[str]:
         """Set all back and forget them. Returns what failed, which stays written down.
@@ -102,7 +100,7 @@ class SysctlJournal:
         kept: dict[str, str] = {}
         for name, value in self._read().items():
             try:
-                Sysctl(name, value).path.write_text(value)
+                (self._root / name).write_text(value)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENODEV):
                     continue
@@ -112,13 +110,15 @@ class SysctlJournal:
         return failures
 
     def _set(self, setting: Sysctl) -> None:
-        current = setting.path.read_text().strip()
-        old = self._read()
-        if setting.name not in old:
-            if current == setting.value:
-                return
-            self._write(old | {setting.name: current})
-        setting.path.write_text(setting.value)
+        path = self._root / setting.name
+        current = path.read_text().strip()
+        if current == setting.value:
+            return
+        self._write({setting.name: current} | self._read())
+        try:
+            path.write_text(setting.value)
+        except OSError as error:
+            raise NatfError(f"{setting.name}: cannot set {setting.value}: {error.strerror}") from None
 
     def _read(self) -> dict[str, str]:
         try:
@@ -133,6 +133,6 @@ class SysctlJournal:
         if not values:
             self._path.unlink(missing_ok=True)
             return
-        temporary = self._path.with_suffix(".new")
+        temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.write_text(json.dumps(values))
         temporary.replace(self._path)

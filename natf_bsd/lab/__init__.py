@@ -1,4 +1,4 @@
 """The paper's figures as running networks: real hosts, servers and NAT, shut off from everything else.
 
-`figure1.Figure1Lab` is the way in; `topology` is what is built, `netns` builds it on Linux, `services` runs on its hosts.
+`figure1.Figure1Lab` is the way in; `topology` is what is built, `netns` builds it on Linux, `services` runs on it.
 """

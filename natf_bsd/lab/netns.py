@@ -1,8 +1,8 @@
-"""Labs of Linux network namespaces, one a host, and one that holds the switches. As root, or without it in a user namespace.
+"""Labs of Linux network namespaces, one a host, and one that holds the switches; as root or as an ordinary user.
 
-As root the namespaces are ordinary ones of ip-netns(8), named natf-HOST (natf-INSTANCE-HOST for another instance than the
-first). Without root, a holder process keeps a user namespace in which we are root, with a /run of its own: the same commands
-work in there, and nothing of it shows outside.
+As root the namespaces are ordinary ones of ip-netns(8), named natf-HOST (natf-INSTANCE-HOST for another instance than
+the first). Without root, a holder process keeps a user namespace in which we are root, with a /run of its own: the same
+commands work in there, and nothing of it shows outside.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from pathlib import Path
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
-from natf_bsd.lab.platform import HostProcess
+from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
 from natf_bsd.lab.topology import Host, Interface, Nat, Topology
 
-FIRST_INSTANCE = "figure1"
 SWITCH = "net"
 """The namespace of the switches, as if it were a host."""
 
@@ -61,7 +60,7 @@ Naming = Callable[[str], str]
 def set_up(topology: Topology, namespace: Naming) -> list[Command]:
     """Every command that makes the network, in order, for a place where nothing of it exists."""
     names = [namespace(name) for name in (SWITCH, *(host.name for host in topology.hosts))]
-    commands = [_batch((f"netns add {name}" for name in names))]
+    commands = [_batch(f"netns add {name}" for name in names)]
     # Before there are interfaces: these take their settings from the namespace's defaults.
     commands += [_settings(host, namespace(host.name)) for host in topology.hosts]
     commands.append(_batch(_switch_lines(topology, namespace), namespace(SWITCH)))
@@ -111,9 +110,8 @@ def _inside(namespace: str, *argv: str) -> tuple[str, ...]:
 
 
 def _settings(host: Host, namespace: str) -> Command:
-    """A new namespace copies the machine's settings (net.core.devconf_inherit_init_net 0); a lab has the same everywhere.
-
-    rp_filter as systemd sets it: loose, on each interface.
+    """A new namespace copies the machine's settings (net.core.devconf_inherit_init_net 0); a lab is to be the same
+    everywhere. rp_filter as systemd sets it: loose, on each interface.
     """
     values = {"ip_forward": int(host.nat is not None), "conf/all/rp_filter": 0, "conf/default/rp_filter": 2}
     script = "; ".join(f"echo {value} >/proc/sys/net/ipv4/{name}" for name, value in values.items())
@@ -187,6 +185,8 @@ class NetnsPlatform:
         # Not $XDG_RUNTIME_DIR: that is under the /run that the holder's hides.
         root = Path("/run/natf-lab") if self._direct else Path(f"/tmp/natf-lab-{os.getuid()}")
         self.run_dir = root / instance
+        self._holder_process: subprocess.Popen[bytes] | None = None
+        """Ours to collect, if we started it."""
 
     def is_supported(self) -> str | None:
         if missing := missing_tools():
@@ -206,7 +206,9 @@ class NetnsPlatform:
 
     def down(self, topology: Topology) -> None:
         existing = self._namespaces()
-        ours = [name for host in (SWITCH, *(h.name for h in topology.hosts)) if (name := self.location(host)) in existing]
+        ours = [
+            name for host in (SWITCH, *(h.name for h in topology.hosts)) if (name := self.location(host)) in existing
+        ]
         _end(lambda: self._pids(ours))
         failures = runner.undo(tear_down(topology, self.location, existing), self._run)
         if not self._direct:
@@ -292,6 +294,7 @@ class NetnsPlatform:
                 start_new_session=True,
             )
         self._holder_file.write_text(f"{process.pid} {_start_time(process.pid)}\n")
+        self._holder_process = process
         while log.read_text() != "ready\n":
             if process.poll() is not None:
                 raise NatfError(f"cannot make a user namespace: {log.read_text().strip()}")
@@ -308,6 +311,8 @@ class NetnsPlatform:
     def _end_holder(self) -> None:
         if pid := self._holder():
             _end(lambda: {pid} if self._holder() else set[int]())
+        if self._holder_process:
+            self._holder_process.wait()
         self._holder_file.unlink(missing_ok=True)
 
 

@@ -11,6 +11,9 @@ from typing import Protocol
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.topology import Topology
 
+FIRST_INSTANCE = "figure1"
+"""The instance of `natf lab`; tests and the demo have others beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostProcess:
@@ -34,7 +37,10 @@ class LabPlatform(Protocol):
         """Make everything; `run_dir` exists. NatfError when that fails; what was made till then is for `down`."""
 
     def down(self, topology: Topology) -> None:
-        """End every process on the hosts and remove everything but `run_dir`. Needs no memory of `up`: that one may have crashed."""
+        """End every process on the hosts and remove everything but `run_dir`.
+
+        Needs no memory of `up`: whoever called that may have been killed.
+        """
 
     def is_up(self, topology: Topology) -> bool:
         """Whether every host exists. Says nothing about what runs on them."""

@@ -1,4 +1,4 @@
-"""Networks as data: who is on which segment, with what address, doing what. Addresses are text here, as commands take them."""
+"""Networks as data: who is on which segment, with what address, doing what. Addresses are text, as commands take it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import enum
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+from natf_bsd.errors import NatfError
 
 
 class ServiceKind(enum.Enum):
@@ -102,11 +104,11 @@ class Topology:
         return tuple(dict.fromkeys(interface.segment for host in self.hosts for interface in host.interfaces))
 
     def host(self, name: str) -> Host:
-        """KeyError names those there are."""
+        """NatfError names those there are."""
         for host in self.hosts:
             if host.name == name:
                 return host
-        raise KeyError(f"no host {name!r} in this lab; expected one of {', '.join(host.name for host in self.hosts)}")
+        raise NatfError(f"no host {name!r} in this lab; expected one of {', '.join(host.name for host in self.hosts)}")
 
 
 HTTP_PORT = 80
@@ -127,7 +129,7 @@ def _private(name: str, last: int) -> Host:
 
 FIGURE1 = Topology(
     hosts=(
-        # Nobody has the address of the EN's gateway: there is nothing beyond, and no packet to 240/4 must ever get there.
+        # Nobody has the address of the EN's gateway: nothing is beyond, and no packet to 240/4 must ever get there.
         Host("en", (Interface("eth0", "public", "203.0.113.10"),), default_route="203.0.113.254"),
         Host(
             "router",
@@ -153,6 +155,6 @@ FIGURE1 = Topology(
 )
 """The paper's figure 1 on documentation addresses (RFC 5737).
 
-`plain` and `silent` are under home domains of the EN but are no NAT-f routers; `silent` does not even answer an echo request.
-www.elsewhere.example.net is under none.
+`plain` and `silent` are under home domains of the EN but are no NAT-f routers; `silent` does not even answer an echo
+request. www.elsewhere.example.net is under none.
 """

@@ -200,7 +200,7 @@ class EndpointIndependentNat(_Nat):
 
 
 class LibaliasNat(_Nat):
-    """natd and `ipfw nat`: links are exact to the remote's port; timeouts follow SYN, FIN and RST, not sequence numbers.
+    """natd and `ipfw nat`: links are exact to the remote's port; timeouts follow SYN, FIN and RST, no sequences.
 
     Without `deny_incoming` a packet no link fits makes a link to the router itself, which then occupies its port
     ("poisoning", FREEBSD.md 4.1); the packet is for the router and so False here either way.

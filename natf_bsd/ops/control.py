@@ -6,6 +6,7 @@ Only its owner may connect (mode 0600 in a 0700 directory).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from natf_bsd.errors import NatfError
-from natf_bsd.ops.loop import Loop
+from natf_bsd.ops.loop import Loop, monotonic
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
 _MAXIMUM_REQUEST = 65536
@@ -24,6 +27,10 @@ seen but with a stopped client."""
 Handler = Callable[[dict[str, Any]], object]
 
 
+class NoDaemon(NatfError):
+    """Nobody listens at the control socket."""
+
+
 class ControlServer:
     """Serves `handlers` by command name on `path` inside `loop`."""
 
@@ -31,13 +38,15 @@ class ControlServer:
         self.path = path
         self._loop = loop
         self._handlers = dict(handlers)
-        path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
+            path.unlink(missing_ok=True)
             self._socket.bind(str(path))
         except OSError as error:
-            raise NatfError(f"{path}: {error.strerror}; expected to make the control socket there") from None
+            self._socket.close()
+            # A path of more than 107 bytes has no errno.
+            raise NatfError(f"{path}: {error.strerror or error}; expected to make the control socket there") from None
         finally:
             os.umask(mask)
         self._socket.listen(8)
@@ -55,49 +64,70 @@ class ControlServer:
         except OSError:
             return
         with client:
-            client.settimeout(_SERVE_TIMEOUT)
             try:
-                line = _read_line(client, _MAXIMUM_REQUEST)
-                client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
+                line = _read_line(client, _MAXIMUM_REQUEST, _SERVE_TIMEOUT)
+                client.settimeout(_SERVE_TIMEOUT)
+                client.sendall(self._answer(line) + b"\n")
             except OSError:
                 return
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    def _answer(self, line: bytes) -> bytes:
         try:
             request = json.loads(line)
             handler = self._handlers[request["command"]]
-        except (ValueError, KeyError, TypeError):
-            return {"error": f"expected a command: {', '.join(sorted(self._handlers))}"}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return _error(f"expected a command: {', '.join(sorted(self._handlers))}")
         try:
-            return {"result": handler(request)}
+            return json.dumps({"result": handler(request)}).encode()
         except NatfError as error:
-            return {"error": str(error)}
+            return _error(str(error))
+        except Exception as error:  # a fault of ours in a report must not cost the flows
+            log.exception("%s: command %s", self.path, request["command"])
+            return _error(f"fault in the daemon, see its log: {error!r}")
 
 
 def ask(path: Path, command: str, **arguments: object) -> Any:
-    """What the daemon behind `path` answers to `command`; NatfError when none runs there or it refuses."""
+    """What the daemon behind `path` answers to `command`; NoDaemon when none runs there, NatfError when it refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT)
         try:
             client.connect(str(path))
             client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
-            answer = json.loads(_read_line(client, None))
+            line = _read_line(client, None, _TIMEOUT)
         except PermissionError:
             raise NatfError(f"{path}: permission denied; expected to run as the user the daemon runs as") from None
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NatfError(f"no daemon is running at {path}") from None
-        except (OSError, ValueError) as error:
+        except FileNotFoundError:
+            raise NoDaemon(f"no daemon is running at {path}") from None
+        except ConnectionRefusedError:
+            raise NoDaemon(f"no daemon is running at {path}; the last one was killed (natf cleanup)") from None
+        except OSError as error:
             raise NatfError(f"{path}: no answer from the daemon: {error}") from None
-    if "error" in answer:
-        raise NatfError(str(answer["error"]))
-    return answer["result"]
+    return _result(path, line)
 
 
-def _read_line(client: socket.socket, limit: int | None) -> bytes:
+def _result(path: Path, line: bytes) -> Any:
+    try:
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["result"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = f"{line[:60]!r}" if line else "nothing"
+        raise NatfError(f"{path}: the daemon answered {found}; expected one line of JSON") from None
+    raise NatfError(str(answer["error"]))
+
+
+def _error(text: str) -> bytes:
+    return json.dumps({"error": text}).encode()
+
+
+def _read_line(client: socket.socket, limit: int | None, seconds: float) -> bytes:
+    """Up to the first newline, the end of the stream or `limit`; TimeoutError if that takes longer than `seconds`."""
     data = bytearray()
-    while not data.endswith(b"\n") and (limit is None or len(data) < limit):
+    give_up = monotonic() + seconds
+    while limit is None or len(data) < limit:
+        client.settimeout(max(give_up - monotonic(), 0.001))  # 0 would mean "do not wait", and raise something else
         chunk = client.recv(65536)
-        if not chunk:
-            break
         data += chunk
+        if not chunk or b"\n" in chunk:
+            break
     return bytes(data)

@@ -24,7 +24,12 @@ def outer_interface(wanted: str | None) -> Interface:
     if not sys.platform.startswith("linux"):
         raise NatfError(f"interfaces of {sys.platform} cannot be read yet; this version runs on Linux")
     # Imported here: it takes longer than the rest of the program together, and only a starting daemon needs it.
-    from pyroute2 import IPRoute
+    try:
+        from pyroute2 import IPRoute
+    except ImportError:
+        raise NatfError(
+            "the Python package pyroute2 is missing; expected natf_bsd[linux] to be installed, or python3-pyroute2"
+        ) from None
 
     with IPRoute() as routes:
         if wanted is None:

@@ -29,6 +29,7 @@ class Journal:
         self._living: dict[str, str] = {}
         self._buffer: list[str] = []
         self._lines = 0
+        self._overdue = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._read()
@@ -48,19 +49,35 @@ class Journal:
 
     @property
     def dirty(self) -> bool:
-        return bool(self._buffer)
+        return bool(self._buffer) or self._overdue
 
     def flush(self) -> None:
         """Write what was appended; OSError if the disk does not take it (what was appended is then kept for the
         next time)."""
-        if not self._buffer:
+        if not self.dirty:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in self._buffer))
+        if self._lines + len(self._buffer) > max(_COMPACT_MINIMUM, _COMPACT_AT * len(self._living)):
+            self._overdue = True
+        if not self._overdue:
+            self._write_buffer()
+            return
+        # The living records have all that the buffer has: while the disk is full, it must not grow for ever.
+        self._buffer.clear()
+        self._compact()
+
+    def _write_buffer(self) -> None:
+        """All of it or nothing: half a line, left by a full disk, would spoil the next one."""
+        data = memoryview("".join(f"{line}\n" for line in self._buffer).encode())
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
         self._lines += len(self._buffer)
         self._buffer.clear()
-        if self._lines > max(_COMPACT_MINIMUM, _COMPACT_AT * len(self._living)):
-            self._compact()
 
     def _note(self, ident: str, line: str, gone: bool) -> None:
         if gone:
@@ -76,7 +93,7 @@ class Journal:
             try:
                 record = json.loads(line)
                 self._note(str(record["id"]), line, bool(record.get("gone")))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.skipped.append(f"{self.path}:{number}: not a record, skipped")
 
     def _compact(self) -> None:
@@ -86,3 +103,4 @@ class Journal:
             file.write("".join(f"{line}\n" for line in self._living.values()))
         temporary.replace(self.path)
         self._lines = len(self._living)
+        self._overdue = False

@@ -11,6 +11,10 @@ from types import FrameType
 from typing import Protocol
 
 
+_LONGEST_WAIT = 3600.0
+"""Seconds of one wait: epoll takes no more than 24 days and no infinity; a wake-up an hour costs nothing."""
+
+
 class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
@@ -49,6 +53,7 @@ class Loop:
         self._next_deadline = next_deadline
         self._on_deadline = on_deadline
         self._stopped = False
+        self._closed = False
         self._wake_read, self._wake_write = os.pipe()
         for descriptor in (self._wake_read, self._wake_write):
             os.set_blocking(descriptor, False)
@@ -74,18 +79,22 @@ class Loop:
         """Until `stop()`. The deadline function runs only when its deadline has come, never for an idle wake-up."""
         while not self._stopped:
             deadline = self._next_deadline()
-            timeout = None if deadline is None else max(0.0, deadline - monotonic())
+            timeout = None if deadline is None else min(max(0.0, deadline - monotonic()), _LONGEST_WAIT)
             for key, _ in self._selector.select(timeout):
                 key.data()
             if deadline is not None and (now := monotonic()) >= deadline:
                 self._on_deadline(now)
 
     def close(self) -> None:
+        """Signals that come later are swallowed: a daemon that takes its rules back must not be cut off there."""
+        self._closed = True
         self._selector.close()
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._closed:
+            return
         self._pending.append(number)
         try:
             os.write(self._wake_write, b"!")

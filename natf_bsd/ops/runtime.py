@@ -35,7 +35,10 @@ class RoleLock:
 
     def __enter__(self) -> RoleLock:
         make_run_dir(self._path.parent)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NatfError(f"{self._path}: {error.strerror}; expected to make the lock file there") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -59,16 +62,19 @@ class RoleLock:
 
     @staticmethod
     def holder(run_dir: Path, role: str) -> int | None:
-        """The process that holds the role, None if nobody does."""
+        """The process that holds the role, 0 if it has not written down its number yet; None if nobody does."""
+        path = run_dir / f"{role}.lock"
         try:
-            descriptor = os.open(run_dir / f"{role}.lock", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise NatfError(f"{path}: {error.strerror}; expected to see who holds it") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.read(descriptor, 64).decode(errors="replace").strip()
-            return int(text) if text.isdigit() else None
+            text = os.read(descriptor, 64).strip()
+            return int(text) if text.isdigit() else 0
         finally:
             os.close(descriptor)
         return None
@@ -77,8 +83,5 @@ class RoleLock:
 def set_up_logging(verbose: bool) -> None:
     """One line an event on standard error; whoever supervises us (daemon(8), systemd) adds the time and sends it
     on."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="natf: %(levelname)s: %(message)s",
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="natf: %(levelname)s: %(message)s")
+    logging.getLogger("natf_bsd").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -28,8 +28,8 @@ from natf_bsd.wire.cookie import CookieJar
 NAT_TIMEOUT = 0.2
 """Seconds a pseudo-packet may take through the NAT; then it is written once more (FREEBSD.md 3.1)."""
 
-MAXIMUM_TEXT = 60
-"""Characters of explanation in a refusal (ASCII): with header and AUTH it stays below the 128 bytes of the smallest
+MAXIMUM_TEXT = message.REQUEST_MINIMUM - message.HEADER.size - 3 - auth.AUTH_SIZE
+"""Characters of explanation in a refusal (ASCII): with header, the rest of STATUS and AUTH no longer than the smallest
 request."""
 
 _STATUS_COUNTERS = {status: f"request.answered.{status.name.lower()}" for status in message.Status}
@@ -150,6 +150,8 @@ class RouterCore:
     def _checked(self, asked: Asked, request: message.Request, now: float) -> list[Effect]:
         """The access control table's word on a proven request, and the way to the NAT."""
         flow = request.flow
+        if not (flow.source.port and flow.destination.port):
+            return self._refuse(asked, message.Status.MALFORMED, "port 0", now)
         if flow.source.address != asked.source:
             text = f"your address is {format_address(asked.source)} here: an external node behind another NAT"
             return self._refuse(asked, message.Status.UNSUPPORTED, text, now)
@@ -176,7 +178,7 @@ class RouterCore:
 
     def _pseudo(self, pending: Pending) -> WritePseudo:
         self.counters.add("pseudo.written")
-        return WritePseudo(pseudo.build(pending.inside, pending.cookie, self._style))
+        return WritePseudo(pseudo.build(pending.inside, pending.cookie, self._style), pending.asked.transaction)
 
     def handle_captured(self, data: bytes, now: float) -> list[Effect]:
         """A packet the NAT gave back: the mapping, if it is a pseudo-packet of ours."""
@@ -190,7 +192,7 @@ class RouterCore:
         mapped = captured.translated.source
         if mapped.address == pending.inside.source.address:
             self.counters.add("mapping.failed.untranslated")
-            return self._refuse(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)
+            return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)]
         self.counters.add("mapping.made")
         lifetime = self._lifetime(pending.inside.protocol)
         return [self._reply(pending.asked, message.Response(pending.asked.transaction, mapped, lifetime), now)]
@@ -202,7 +204,7 @@ class RouterCore:
             if pending.retried:
                 self.counters.add("mapping.failed.no_answer")
                 text = "the NAT did not answer"
-                effects += self._refuse(pending.asked, message.Status.OUT_OF_RESOURCES, text, now)
+                effects.append(self._no(pending.asked, message.Status.OUT_OF_RESOURCES, text, now))
                 continue
             pending.retried = True
             pending.deadline = now + NAT_TIMEOUT
@@ -220,7 +222,10 @@ class RouterCore:
 
     def _refuse(self, asked: Asked, status: message.Status, text: str = "", now: float | None = None) -> list[Effect]:
         self.counters.add(_STATUS_COUNTERS[status])
-        return [self._reply(asked, message.Refused(asked.transaction, status, text[:MAXIMUM_TEXT]), now)]
+        return [self._no(asked, status, text, now)]
+
+    def _no(self, asked: Asked, status: message.Status, text: str, now: float | None) -> Inject:
+        return self._reply(asked, message.Refused(asked.transaction, status, text[:MAXIMUM_TEXT]), now)
 
     def _reply(self, asked: Asked, answer: message.Message, now: float | None) -> Inject:
         """The echo reply that carries `answer`, signed if the request was; never longer than the request, whose

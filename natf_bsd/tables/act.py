@@ -16,12 +16,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from natf_bsd.errors import ConfigError, NatfError
 from natf_bsd.types import Address, Protocol, format_address, parse_address
 
 MAXIMUM_LINES = (
-    65536  # hosts in a /16, the largest private network people number by hand; bounds the memory at about 50 MB
+    65536  # hosts in a /16, the largest private network people number by hand; bounds the memory at about 40 MB
 )
 COLUMNS = "name address action [services...]"
 
@@ -35,6 +36,8 @@ _PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP}
 _ACTIONS = {"allow": True, "deny": False}
 _DEFAULT_STARTS = (0, 8, 24, 32)  # columns of a first entry: room for a short name, any address, an action
 _FORBIDDEN_FIRST_OCTETS = {0: "this network", 127: "loopback"}  # RFC 6890
+
+_Columns: TypeAlias = tuple[re.Match[str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +86,6 @@ class AccessTable:
         return self._entries.get(host)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line of the file: its text with the line end, and its columns without the comment."""
-
-    text: str
-    columns: tuple[re.Match[str], ...]
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return tuple(column.group() for column in self.columns)
-
-
 def parse(text: str, path: Path | str) -> AccessTable:
     """The table `text` is. ConfigError names `path`, the line, what was found there, and what was expected."""
     lines = _lines(text)
@@ -102,10 +93,11 @@ def parse(text: str, path: Path | str) -> AccessTable:
         raise ConfigError(path, MAXIMUM_LINES + 1, f"found more than {MAXIMUM_LINES} lines, expected fewer")
     entries: dict[str, AccessEntry] = {}
     for number, line in enumerate(lines, 1):
-        if not line.columns:
+        words = [column.group() for column in _columns(line)]
+        if not words:
             continue
         try:
-            entry = _entry(line.words, number)
+            entry = _entry(words, number)
             if entry.name in entries:
                 raise ValueError(
                     f"found {entry.name!r} again, expected one line a name; line {entries[entry.name].line} has it"
@@ -130,10 +122,9 @@ def add(text: str, path: Path | str, name: str, address: str, action: str, servi
     listed = table.lookup(name)
     if listed is not None:
         raise NatfError(f"{path}:{listed.line}: {name!r} is listed already, with {format_address(listed.address)}")
-    lines = _lines(text)
     end = "\r\n" if text.endswith("\r\n") else "\n"
     gap = "" if not text or text.endswith("\n") else end
-    result = text + gap + _aligned(words, _neighbour(lines)) + end
+    result = text + gap + _aligned(words, _neighbour(text)) + end
     parse(result, path)
     return result
 
@@ -141,9 +132,9 @@ def add(text: str, path: Path | str, name: str, address: str, action: str, servi
 def set_action(text: str, path: Path | str, name: str, allow: bool) -> str:
     """`text` with the action of `name` changed and every other byte as it was. NatfError when `name` is not listed."""
 
-    def change(line: _Line) -> str:
-        action = line.columns[2]
-        return line.text[: action.start()] + ("allow" if allow else "deny") + line.text[action.end() :]
+    def change(line: str) -> str:
+        action = _columns(line)[2]
+        return line[: action.start()] + ("allow" if allow else "deny") + line[action.end() :]
 
     return _edited(text, path, name, change)
 
@@ -153,24 +144,22 @@ def remove(text: str, path: Path | str, name: str) -> str:
     return _edited(text, path, name, lambda line: "")
 
 
-def _edited(text: str, path: Path | str, name: str, change: Callable[[_Line], str]) -> str:
+def _edited(text: str, path: Path | str, name: str, change: Callable[[str], str]) -> str:
     entry = parse(text, path).lookup(name)
     if entry is None:
         raise NatfError(f"{path}: {name!r} is not listed")
     lines = _lines(text)
-    parts = [line.text for line in lines]
-    parts[entry.line - 1] = change(lines[entry.line - 1])
-    return "".join(parts)
+    lines[entry.line - 1] = change(lines[entry.line - 1])
+    return "".join(lines)
 
 
-def _lines(text: str) -> list[_Line]:
+def _lines(text: str) -> list[str]:
     """Only a newline ends a line: str.splitlines would break at form feeds too, and the numbers would be wrong."""
-    parts = [part + "\n" for part in text.split("\n")]
-    parts[-1] = parts[-1][:-1]
-    return [_Line(part, _columns(part)) for part in parts if part]
+    *lines, last = text.split("\n")
+    return [line + "\n" for line in lines] + ([last] if last else [])
 
 
-def _columns(line: str) -> tuple[re.Match[str], ...]:
+def _columns(line: str) -> _Columns:
     comment = _COMMENT.search(line)
     end = comment.start() if comment else len(line.rstrip("\n"))
     return tuple(_TOKEN.finditer(line, 0, end))
@@ -239,18 +228,18 @@ def _port_range(item: str, word: str) -> tuple[int, int]:
     return low, high
 
 
-def _neighbour(lines: Sequence[_Line]) -> _Line | None:
-    return next((line for line in reversed(lines) if line.columns), None)
+def _neighbour(text: str) -> _Columns:
+    """The columns of the last entry; none without one."""
+    return next((columns for line in reversed(_lines(text)) if (columns := _columns(line))), ())
 
 
-def _aligned(words: Sequence[str], neighbour: _Line | None) -> str:
+def _aligned(words: Sequence[str], neighbour: _Columns) -> str:
     """`words` at the column starts of `neighbour`, or separated by tabs if that one is."""
-    if neighbour is not None and "\t" in neighbour.text[: neighbour.columns[2].start()]:
+    if any("\t" in column.string[: column.start()] for column in neighbour[:3]):
         return "\t".join(words)
-    starts = list(_DEFAULT_STARTS)
-    if neighbour is not None:
-        found = [column.start() for column in neighbour.columns[:4]]
-        starts = found if len(found) == 4 else [*found, found[2] + _DEFAULT_STARTS[3] - _DEFAULT_STARTS[2]]
+    starts = [column.start() for column in neighbour[:4]] or list(_DEFAULT_STARTS)
+    if len(starts) == 3:
+        starts.append(starts[2] + _DEFAULT_STARTS[3] - _DEFAULT_STARTS[2])
     line = ""
     for start, word in zip(starts, words, strict=False):
         line = (line + " " if line else "").ljust(start) + word

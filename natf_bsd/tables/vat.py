@@ -25,6 +25,7 @@ TCP_RESET = (
 UDP_RENEWAL = 30.0  # s; DESIGN.md section 4, FREEBSD.md 4.5
 SILENCE_PACKETS = 3  # outgoing packets without an answer, so that one loss is no reason to renegotiate
 SILENCE_SECONDS = 5.0  # several round trips, and longer than a delayed answer of an application mostly takes
+SILENCE_GAP = 10.0  # s; after such a pause the count begins anew: the last ACK before it never gets an answer
 
 _FIN_OUT, _FIN_IN = 1, 2
 _EVENTFUL = TCP_SYN | TCP_FIN | TCP_RST
@@ -93,10 +94,11 @@ class VatEntry:
 
     def note_out(self, flags: int, now: float) -> None:
         """The application sent a packet, the released one included; `flags` are its TCP flags, 0 for UDP."""
-        self.last_out = now
-        if not self.unanswered:
+        if not self.unanswered or now - self.last_out > SILENCE_GAP:
+            self.unanswered = 0
             self.unanswered_since = now
         self.unanswered += 1
+        self.last_out = now
         if flags & _EVENTFUL and self.state is not None:
             self._tcp_out(flags)
 

@@ -72,6 +72,11 @@ def header_length(data: bytes | bytearray) -> int:
     return (data[0] & 15) * 4
 
 
+def is_later_fragment(data: bytes | bytearray) -> bool:
+    """Whether this is a fragment that does not begin its packet, and so carries no transport header."""
+    return bool(_WORD.unpack_from(data, 6)[0] & _FRAGMENT_OFFSET)
+
+
 def flow_key(data: bytes | bytearray) -> bytes | None:
     """`Flow.key` of a TCP or UDP packet, whole or first fragment; None for anything that carries no two ports."""
     ends: bytes

@@ -1,4 +1,4 @@
-"""A table against a model that is a list: indexes, expiry, `on_remove` and the promise of `next_deadline` always agree."""
+"""A table against a model that is a list: indexes, expiry, `on_remove` and `next_deadline` always agree with it."""
 
 import math
 from dataclasses import dataclass

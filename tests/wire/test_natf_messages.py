@@ -44,7 +44,7 @@ def answers(transaction: str, port: int, lifetime: int) -> Response:
 ALICE_OPTIONS = "0205616c6963650310686f6d652e6578616d706c652e6e6574"
 
 # By hand from DESIGN.md section 5.
-BY_HAND = [
+BY_HAND: list[tuple[Message, str]] = [
     (
         asks("0001020304050607", Protocol.TCP, 0x3E2E, 80, cookie=b"\xc0\xc1\xc2\xc3"),
         "4e4154660101003f0001020304050607010e0600cb00710a3e2e0050f0000101" + ALICE_OPTIONS + "0404c0c1c2c3",
@@ -55,7 +55,7 @@ BY_HAND = [
     ),
     (
         CookieChallenge(TRANSACTION, bytes(range(0x10, 0x20))),
-        "4e41546601030022000102030405060704101011121314151617 18191a1b1c1d1e1f",
+        "4e4154660103002200010203040506070410101112131415161718191a1b1c1d1e1f",
     ),
     (Refused(TRANSACTION, Status.DENIED), "4e415466010400130001020304050607060101"),
     (
@@ -64,7 +64,7 @@ BY_HAND = [
     ),
 ]
 # freebsd-14.2/flows.jsonl, router.8701 control: what two programs on FreeBSD said to each other (padding taken off).
-RECORDED = [
+RECORDED: list[tuple[Message, str]] = [
     (
         asks("6b6597cb8d95d474", Protocol.TCP, 15918, 80),
         "4e415466010100396b6597cb8d95d474010e0600cb00710a3e2e0050f0000101" + ALICE_OPTIONS,
@@ -172,7 +172,7 @@ def raw(type_: int, *options: tuple[int, bytes], version: int = 1) -> bytes:
     return b"NATf" + bytes([version, type_]) + (16 + len(body)).to_bytes(2, "big") + TRANSACTION + body
 
 
-@pytest.mark.parametrize("order", itertools.permutations([FLOW, HOST, DOMAIN, COOKIE]))
+@pytest.mark.parametrize("order", list(itertools.permutations([FLOW, HOST, DOMAIN, COOKIE])))
 def test_options_may_come_in_any_order(order: tuple[tuple[int, bytes], ...]) -> None:
     assert decode(raw(1, *order)) == asks("0001020304050607", Protocol.TCP, 0x3E2E, 80, cookie=b"cookie")
 
@@ -258,7 +258,7 @@ def test_auth_may_end_every_message_and_nothing_may_follow_it(type_: int, option
         (3, b"Home.example.net"),
         (3, b"home.example.net\n"),
         (3, b"a" * 64 + b".net"),
-        (3, b".".join([b"a" * 49] * 5) + b".net"),
+        (3, b".".join([b"a" * 49] * 5) + b".info"),
         (4, b""),
         (4, bytes(33)),
     ],

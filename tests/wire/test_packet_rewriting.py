@@ -32,7 +32,7 @@ MAPPED = end("203.0.113.1:80")
 def with_options(data: bytearray, options: bytes) -> bytearray:
     data[20:20] = options
     data[0] += len(options) // 4
-    struct.pack_into("!HxxxxxxxxH", data, 2, len(data), 0)
+    struct.pack_into("!H", data, 2, len(data))
     length = 20 + len(options)
     struct.pack_into("!H", data, 10, 0)
     struct.pack_into("!H", data, 10, checksum(data[:length]))
@@ -105,7 +105,7 @@ def payload_for_zero_sum(protocol: int, source: Endpoint, destination: Endpoint)
 def test_udp_checksum_that_becomes_zero_is_written_as_ffff() -> None:
     payload = payload_for_zero_sum(Protocol.UDP, EN, MAPPED)
     data = build.udp(EN, VIRTUAL, payload)
-    assert data[26:28] not in (b"\0\0", b"\xff\xff")
+    assert bytes(data[26:28]) not in (b"\0\0", b"\xff\xff")
     Rewrite(destination=(VIRTUAL, MAPPED)).apply(data)
     assert data[26:28] == b"\xff\xff"
     assert bytes(data) == bytes(build.udp(EN, MAPPED, payload))
@@ -165,18 +165,12 @@ def test_wrong_checksum_stays_wrong(source: Endpoint, old: Endpoint, new: Endpoi
 # freebsd-14.2/flows.jsonl: what the EN's program, or natd, read and wrote.
 RECORDED = [
     pytest.param(
-        "450000450000 40003f06c3a6cb007101cb00710a00503e2e4508e86dbf7c056280190403633c00000101080ae72dcfef738127e3"
+        "45000045000040003f06c3a6cb007101cb00710a00503e2e4508e86dbf7c056280190403633c00000101080ae72dcfef738127e3"
         "68656c6c6f2066726f6d20616c6963650a",
         {"source": (MAPPED, VIRTUAL)},
-        "450000450000 40003f060ea7f0000101cb00710a00503e2e4508e86dbf7c056280190403ae3c00000101080ae72dcfef738127e3"
+        "45000045000040003f060ea7f0000101cb00710a00503e2e4508e86dbf7c056280190403ae3c00000101080ae72dcfef738127e3"
         "68656c6c6f2066726f6d20616c6963650a",
         id="tcp in, EN",
-    ),
-    pytest.param(
-        "45000021547300004011080acb00710af000010157fe1388000d236f68656c6c6f",
-        {"destination": (end("240.0.1.1:5000"), end("203.0.113.1:5000"))},
-        "45000021547300004011ae4ccb00710acb00710157fe1388000dd86e68656c6c6f",
-        id="udp out, EN",
     ),
     pytest.param(
         "450000265aec00003f11a8cecb007101cb00710a138857fe001242206563686f3a68656c6c6f",
@@ -201,13 +195,27 @@ def test_recorded_packets_are_rewritten_as_on_freebsd(
 ) -> None:
     data = bytearray.fromhex(read)
     Rewrite(**ends).apply(data)
-    assert data.hex() == written.replace(" ", "")
+    assert data.hex() == written
 
 
-def test_recorded_packet_without_header_checksum_gets_the_right_transport_checksum() -> None:
-    """FREEBSD.md 1.6: divert hands local output over with ip_sum zero, and ip_output makes it when the packet returns."""
-    data = bytearray.fromhex(
-        "450000340000400040060000cb00710af00001013e2e0050bf7c04f54508e7b480100403c3ba00000101080a738127d9e72dcfbd"
-    )
-    Rewrite(destination=(VIRTUAL, MAPPED)).apply(data)
-    assert data[12:].hex() == "cb00710acb0071013e2e0050bf7c04f54508e7b48010040378ba00000101080a738127d9e72dcfbd"
+@pytest.mark.parametrize(
+    ("read", "port", "written"),
+    [
+        (
+            "450000340000400040060000cb00710af00001013e2e0050bf7c04f54508e7b480100403c3ba00000101080a738127d9e72dcfbd",
+            80,
+            "45000034000040004006c2b7cb00710acb0071013e2e0050bf7c04f54508e7b48010040378ba00000101080a738127d9e72dcfbd",
+        ),
+        (
+            "45000021547300004011080acb00710af000010157fe1388000d236f68656c6c6f",
+            5000,
+            "45000021547300004011ae4ccb00710acb00710157fe1388000dd86e68656c6c6f",
+        ),
+    ],
+)
+def test_recorded_local_output_gets_the_right_transport_checksum(read: str, port: int, written: str) -> None:
+    """FREEBSD.md 1.6: divert(4) hands local output over before its header checksum is made, which ip_output does later."""
+    data = bytearray.fromhex(read)
+    Rewrite(destination=(Endpoint(VIRTUAL.address, port), Endpoint(MAPPED.address, port))).apply(data)
+    assert data[:10].hex() == written[:20]
+    assert data[12:].hex() == written[24:]

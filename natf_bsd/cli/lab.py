@@ -1,0 +1,79 @@
+"""`natf lab` and `natf demo`: the paper's figure 1 on this machine."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from natf_bsd.errors import NatfError
+
+
+@click.group()
+def lab() -> None:
+    """The paper's figure 1 as network namespaces: an external node, a NAT-f router, a name server, alice, bob and
+    eve."""
+
+
+@lab.command()
+@click.option(
+    "--daemons/--no-daemons", default=True, show_default=True, help="Start natf in the external node and router too."
+)
+def up(daemons: bool) -> None:
+    """Build the lab and leave it running."""
+    from natf_bsd.lab.figure1 import Figure1Lab
+
+    figure = Figure1Lab()
+    figure.up()
+    if daemons:
+        figure.start_router()
+        figure.start_en()
+    click.echo("the lab is up; try: natf lab exec en curl http://alice.home.example.net/")
+
+
+@lab.command()
+def down() -> None:
+    """Remove the lab, whatever state it is in."""
+    from natf_bsd.lab.figure1 import Figure1Lab
+
+    Figure1Lab().down()
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True)
+def exec_(host: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND on a HOST of the lab (en, router, alice, bob, eve, ...); its exit status is ours."""
+    from natf_bsd.lab.figure1 import Figure1Lab
+
+    done = Figure1Lab().exec(host, list(command), check=False, capture_output=False)
+    sys.exit(done.returncode)
+
+
+@lab.command()
+def status() -> None:
+    """Show what runs in the lab."""
+    from natf_bsd.lab.figure1 import Figure1Lab
+
+    click.echo(Figure1Lab().status())
+
+
+@click.command()
+@click.option(
+    "--in-memory", is_flag=True, help="Tell the story on the in-memory fabric even where namespaces are possible."
+)
+def demo(in_memory: bool) -> None:
+    """Tell the whole story on this machine, step by step with times, and leave nothing behind."""
+    from natf_bsd.lab.figure1 import Figure1Lab
+
+    reason = "--in-memory was given" if in_memory else Figure1Lab.is_supported()
+    if reason is None:
+        from natf_bsd.lab.demo import Demo
+
+        failed = Demo(click.echo).run()
+    else:
+        from natf_bsd.lab.demo_memory import tell
+
+        failed = tell(click.echo, reason)
+    if failed:
+        raise NatfError("the demo failed: " + "; ".join(failed))
