@@ -43,7 +43,7 @@ class SendControl:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Trace point: the negotiation `transaction` is over and its held packets stand before this in the list."""
+    """Trace point: the negotiation `transaction` is over; its held packets follow in the list."""
 
     transaction: bytes
 

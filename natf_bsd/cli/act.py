@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,25 +34,29 @@ def act(context: click.Context, file: Path | None) -> None:
 def _place(obj: tuple[Path, Path | None]) -> tuple[Path, configuration.RouterConfig]:
     path, file = obj
     settings = configuration.RouterConfig()
-    if file is None or path.exists():
+    if file is None or path != configuration.DEFAULT_PATH or os.path.lexists(path):
         settings = configuration.load(path).router or settings
-    return file or settings.act, settings
+    place = file or settings.act
+    if not os.path.lexists(place):
+        raise NatfError(f"{place}: no such access control table; expected one, empty at first (touch {place})")
+    return place, settings
 
 
 def _edit(obj: tuple[Path, Path | None], change: Callable[[str, Path], str]) -> None:
     path, settings = _place(obj)
     act_file.edit(path, lambda text: change(text, path))
-    socket = settings.run_dir / "router.sock"
-    if path == settings.act and socket.exists():
-        _tell(socket)
+    if path.resolve() == settings.act.resolve():
+        _tell(settings.run_dir / "router.sock")
 
 
 def _tell(socket: Path) -> None:
     """Poke the running router; without it the daemon would notice within a second all the same."""
-    from natf_bsd.ops.control import ask
+    from natf_bsd.ops.control import NoDaemon, ask
 
     try:
         ask(socket, "reload")
+    except NoDaemon:
+        return  # it reads the file when it starts
     except NatfError as error:
         click.echo(f"the file is changed, but the router was not told: {error}", err=True)
 
@@ -61,7 +66,10 @@ def _tell(socket: Path) -> None:
 def list_(obj: tuple[Path, Path | None]) -> None:
     """Print the table."""
     path, _ = _place(obj)
-    for entry in act_file.load(path):
+    entries = act_file.load(path)
+    if not len(entries):
+        click.echo(f"{path}: nobody is listed, so everybody is denied (natf act add NAME ADDRESS)", err=True)
+    for entry in entries:
         services = " ".join(map(str, entry.services)) or "any"
         action = "allow" if entry.allow else "deny"
         click.echo(f"{entry.name:<20} {format_address(entry.address):<15} {action:<5} {services}")
@@ -76,6 +84,8 @@ def list_(obj: tuple[Path, Path | None]) -> None:
 def add(obj: tuple[Path, Path | None], name: str, address: str, services: tuple[str, ...], deny: bool) -> None:
     """Add the private host NAME at ADDRESS; SERVICES such as tcp/80,443 udp/5000-5010 limit what is reached,
     default any."""
+    if misplaced := {"allow", "deny"}.intersection(services):
+        raise click.UsageError(f"found {misplaced.pop()!r} among the services; allow is the default, --deny the other")
     action = "deny" if deny else "allow"
     _edit(obj, lambda text, path: table.add(text, path, name, address, action, services))
 

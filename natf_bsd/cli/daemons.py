@@ -78,15 +78,21 @@ def _show(plan: Any) -> None:
 def status(path: Path, role: str | None, as_json: bool) -> None:
     """Show the tables and counters of the daemons that run here."""
     from natf_bsd.cli.render import render
-    from natf_bsd.ops.control import ask
+    from natf_bsd.ops.control import NoDaemon, ask
 
     found = {}
+    missing = []
     for name, run_dir in _run_dirs(path).items():
-        socket = run_dir / f"{name}.sock"
-        if role == name or (role is None and socket.exists()):
-            found[name] = ask(socket, "status")
+        if role in (name, None):
+            try:
+                found[name] = ask(run_dir / f"{name}.sock", "status")
+            except NoDaemon as error:
+                missing.append(error)
     if not found:
-        raise NatfError("no natf daemon runs here")
+        raise NatfError("; ".join(map(str, missing)))
+    for absent in missing:
+        if absent.killed:
+            click.echo(absent, err=True)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -115,16 +121,23 @@ def cleanup(path: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def key(file: Path) -> None:
     """Make a new shared key in FILE, for en.keys and router.keys; copy it to the other side by a safe way."""
+    ident = secrets.token_hex(8)
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(f"{ident}:{secrets.token_hex(32)}\n")
+    except FileExistsError:
+        raise NatfError(f"{file}: exists already; expected a new file, no key is overwritten") from None
     except OSError as error:
-        raise NatfError(f"{file}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(f"{secrets.token_hex(8)}:{secrets.token_hex(32)}\n")
+        raise NatfError(f"{file}: {error.strerror}; expected to make the key file there") from None
+    click.echo(f"{file}: key {ident}, for en.keys on one side and router.keys on the other")
 
 
 def _load_or_defaults(path: Path) -> configuration.Config:
-    return configuration.load(path) if path.exists() else configuration.Config(path)
+    """A host without a configuration file has the defaults; a file that was named must be there."""
+    if path == configuration.DEFAULT_PATH and not os.path.lexists(path):
+        return configuration.Config(path)
+    return configuration.load(path)
 
 
 def _run_dirs(path: Path) -> dict[str, Path]:

@@ -8,10 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from natf_bsd.en.counts import COUNTERS as EN_COUNTERS
+from natf_bsd.router.counts import COUNTERS as ROUTER_COUNTERS
+
+_WIDE = 240
+"""Columns where no terminal sets a limit: a line cut in two is no line for grep."""
+
 
 def render(status: dict[str, Any], console: Console | None = None) -> None:
     """Print the tables of one daemon, its counters that are not zero, and what each counts."""
-    console = console or Console(highlight=False)
+    console = console or _console()
     head = "external node" if status["role"] == "en" else f"router (NAT: {status['nat']})"
     console.print(f"{head}, process {status['process']}, {status['interface']}")
     if status["role"] == "en":
@@ -20,13 +26,25 @@ def render(status: dict[str, Any], console: Console | None = None) -> None:
         console.print(routers_table(status))
     else:
         console.print(act_table(status))
-    console.print(_table("Counters", ("counter", "count"), sorted((k, v) for k, v in status["counters"].items() if v)))
+    console.print(counters_table(status))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+
+
+def counters_table(status: dict[str, Any]) -> Table:
+    """What was counted so far, and what that is."""
+    meanings = EN_COUNTERS if status["role"] == "en" else ROUTER_COUNTERS
+    rows = [(name, count, meanings.get(name, "")) for name, count in sorted(status["counters"].items()) if count]
+    return _table("Counters", ("counter", "count", "meaning"), rows)
 
 
 def names_table(status: dict[str, Any]) -> Table:
     """The name relation table."""
     rows = [
-        (row["name"], row["virtual"], ", ".join(row["routers"]), row["flows"], f"{row['ttl_left']:.0f} s")
+        (row["name"], row["virtual"], ", ".join(row["routers"]), row["flows"], _seconds(row["ttl_left"]))
         for row in status["names"]
     ]
     title = f"NRT, names ({status['names_total']})"
@@ -43,8 +61,8 @@ def flows_table(status: dict[str, Any]) -> Table:
             row["mapped"],
             row["name"],
             f"{row['state']}{', direct' if row['direct'] else ''}",
-            f"{row['idle']:.0f} s",
-            f"{row['expires_in']:.0f} s",
+            _seconds(row["idle"]),
+            _seconds(row["expires_in"]),
         )
         for row in status["flows"]
     ]
@@ -61,6 +79,11 @@ def act_table(status: dict[str, Any]) -> Table:
     """The access control table in force."""
     rows = [(row["name"], row["address"], row["action"], " ".join(row["services"]) or "any") for row in status["act"]]
     return _table("ACT", ("name", "address", "action", "services"), rows)
+
+
+def _seconds(value: float) -> str:
+    """What is over, and waits only to be cleared away, is shown as over."""
+    return f"{max(value, 0):.0f} s"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -307,8 +307,7 @@ class EnCore:
             effects = self._refused(negotiation, key, now)
         else:
             effects = self._silent(negotiation, key, now)
-        effects.append(Resumed(negotiation.transaction))
-        return effects + self._settle_removed(now)
+        return [Resumed(negotiation.transaction), *effects, *self._settle_removed(now)]
 
     def _direct(self, negotiation: Negotiation, now: float) -> list[Effect]:
         """G2 is no NAT-f router [4]: G1:s <-> V1:d means G1:s <-> G2:d, and the application reaches G2 itself."""
@@ -342,6 +341,7 @@ class EnCore:
             if entry.mapped != mapped:
                 self.counters.add("mapping.changed")
             self.vat.remap(entry, mapped, lifetime, now)
+            entry.direct = direct
             return entry
         relation = self.names.by_virtual(flow.destination.address)
         if relation is None:

@@ -103,9 +103,10 @@ class EnDaemon:
         for packet in self._dns.recv_batch(_BATCH):
             began = precise()
             rewritten = self._core.counters["dns.sent.rewritten"]
-            self._perform(self._core.handle_dns(packet, monotonic()), self._dns)
+            effects = self._core.handle_dns(packet, monotonic())
             if self._core.counters["dns.sent.rewritten"] > rewritten:
                 self._trace.answers.append(precise() - began)
+            self._perform(effects, self._dns)
 
     def _read_out(self) -> None:
         self._read(self._out, self._core.handle_outbound)
@@ -135,8 +136,9 @@ class EnDaemon:
             elif isinstance(effect, Drop):
                 divert.drop(effect.packet)
             elif isinstance(effect, SendControl):
+                # Stamped before the call: on one machine the kernel delivers a packet before the call returns.
+                self._trace.started(effect.transaction, arrived, precise())
                 self._control.send(effect.router, effect.data)
-                self._trace.started(effect.transaction, arrived or precise(), precise())
             elif isinstance(effect, Resumed):
                 self._trace.ended(effect.transaction, arrived, precise())
             elif isinstance(effect, Inject):

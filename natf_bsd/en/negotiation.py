@@ -116,9 +116,9 @@ class Negotiation:
         return self._send(now, epoch_ms)
 
     def challenged(self, cookie: bytes, now: float, epoch_ms: int) -> bytes | None:
-        """The request again with the router's cookie in it, at once and with new tries; None if it has asked too
-        often."""
-        if self._challenges >= MAXIMUM_CHALLENGES:
+        """The request again with the router's cookie in it, at once and with new tries; None for a cookie already sent
+        (an answer repeated, or to an earlier try) and for one too many."""
+        if cookie == self._cookie or self._challenges >= MAXIMUM_CHALLENGES:
             return None
         self._move(Event.CHALLENGE)
         self._challenges += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +41,7 @@ class Installed:
         try:
             runner.apply(self._plan.set_up)
             self._journal.apply(self._plan.sysctls)
-        except NatfError:
+        except BaseException:  # also KeyboardInterrupt: __exit__ is not called for what fails here
             self._undo()
             raise
         return self
@@ -53,20 +54,33 @@ class Installed:
     def _undo(self) -> None:
         for failure in runner.undo(self._plan.undo):
             log.error("not undone: %s", failure)
-        for text in self._journal.restore():
+        for text in _restore(self._journal):
             log.error("not undone: %s", text)
 
 
 def clean_up(router: RouterConfig, run_dirs: Mapping[str, Path]) -> list[str]:
     """Undo whatever daemons that were killed have left, by our marks alone; returns what could not be undone.
 
-    `run_dirs` by role. NatfError if a daemon is alive: taking its rules away would cut its users off.
+    `run_dirs` by role. NatfError if a daemon is alive: taking its rules away would cut its users off. None can start
+    meanwhile: whoever supervises a daemon that was killed may be about to start it again.
     """
     for role, run_dir in run_dirs.items():
         if (process := RoleLock.holder(run_dir, role)) is not None:
-            raise NatfError(f"natf {role} is running (process {process}); stop it first, it then leaves nothing behind")
-    failures = [str(failure) for failure in runner.undo(undo_all(router))]
-    for role, run_dir in run_dirs.items():
-        failures += sysctl_journal(run_dir, role).restore()
-        (run_dir / f"{role}.sock").unlink(missing_ok=True)
+            who = f"process {process}" if process else "just started"
+            raise NatfError(f"natf {role} is running ({who}); stop it first, it then leaves nothing behind")
+    with ExitStack() as locks:
+        for role, run_dir in run_dirs.items():
+            locks.enter_context(RoleLock(run_dir, role))
+        failures = [str(failure) for failure in runner.undo(undo_all(router))]
+        for role, run_dir in run_dirs.items():
+            failures += _restore(sysctl_journal(run_dir, role))
+            (run_dir / f"{role}.sock").unlink(missing_ok=True)
     return failures
+
+
+def _restore(journal: runner.SysctlJournal) -> list[str]:
+    """A journal that cannot be read must not block the steps after it."""
+    try:
+        return journal.restore()
+    except NatfError as error:
+        return [str(error)]

@@ -27,10 +27,19 @@ Run: TypeAlias = Callable[[tuple[str, ...], str | None], Completed]
 
 
 def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
-    """The real `Run`, with messages in the C locale."""
+    """The real `Run`, with messages in the C locale; in a session of its own, which a second Ctrl-C at the terminal
+    does not reach: it would cut off the undoing."""
     environment = os.environ | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(argv, input=stdin or "", capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            argv,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            start_new_session=True,
+        )
     except FileNotFoundError:
         return Completed(127, "", f"{argv[0]}: not found")
     return Completed(done.returncode, done.stdout, done.stderr)

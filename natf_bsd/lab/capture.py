@@ -12,15 +12,11 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-
-from natf_bsd.errors import NatfError
 
 _ETH_P_ALL = 3
 _ETH_P_IP = 0x0800
@@ -55,34 +51,21 @@ class CapturedPacket:
 
 
 class Capture:
-    """A running capture, to be used as a context manager; `packets()` may be called in it and after it."""
+    """A capture into `path`, running or over."""
 
-    def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
-        self._process = process
+    def __init__(self, path: Path) -> None:
         self.path = path
-
-    def __enter__(self) -> Capture:
-        while not self._size():
-            if self._process.poll() is not None:
-                raise NatfError(f"the capture did not start, see {self.path.name} in the logs")
-            time.sleep(0.005)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The writer takes what has arrived till now, and ends."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        self.running = True
 
     def packets(self) -> list[CapturedPacket]:
-        """All so far, in order. In the `with` block it first waits until no more come in."""
+        """All so far, in order. While it runs this first waits until no more come in."""
         size = -1
-        while self._process.poll() is None and size != (size := self._size()):
+        while self.running and size != (size := self.size()):
             time.sleep(_FLUSH)
         return read(self.path)
 
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Of the file; above 0 from the moment on when packets are caught."""
         return self.path.stat().st_size if self.path.exists() else 0
 
 

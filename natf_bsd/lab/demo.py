@@ -12,7 +12,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,14 @@ for text in sys.argv[3:]:
     s.send(text.encode())
     print(s.recv(2048).decode())
 """
+
+_PARTS = {
+    "negotiation start": "negotiation_start",
+    "way to the router and back": "way",
+    "router, its NAT included": "router",
+    "resume": "resume",
+    "total": "total",
+}
 
 _HOPS = (("en", "eth0"), ("router", "wan"), ("router", "lan"), ("alice", "eth0"))
 
@@ -79,8 +87,8 @@ class Demo:
         self._refusal()
         self._fallback()
         self._one_packet()
-        self._tables()
         self._breakdown()
+        self._tables()
 
     # The steps.
 
@@ -154,7 +162,7 @@ class Demo:
         )
         self._say(f"  {'en, program':<14} {program}")
         for (host, interface), packets in seen.items():
-            syn = next((p for p in packets if packet.tcp_flags(p.data) == packet.TCP_SYN), None)
+            syn = next((captured for captured in packets if _kind(captured.data) == "SYN"), None)
             self._say(f"  {host + ', ' + interface:<14} {packet.flow_of(syn.data) if syn else 'not seen'}")
         self._at_the_outer_side(seen["router", "wan"])
 
@@ -184,28 +192,27 @@ class Demo:
             self._say(captured.get().rstrip())
 
     def _breakdown(self) -> None:
-        """The added delay of a SYN in the parts of the paper's figure 7, medians over this demo's negotiations."""
+        """The added delay of the SYN just watched, and the median of all, in the parts of the paper's figure 7."""
         en, router = self._status("en")["trace"], self._status("router")["trace"]
         inside = {entry["transaction"]: entry["router"] for entry in router["negotiations"]}
-        rows = [(entry, inside[entry["transaction"]]) for entry in en["negotiations"] if entry["transaction"] in inside]
-        if not rows:
-            self._step("the breakdown of a SYN's added delay", False, "no negotiation was traced")
+        rows = [
+            entry | {"router": inside[entry["transaction"]]}
+            for entry in en["negotiations"]
+            if entry["transaction"] in inside
+        ]
+        traced = bool(rows and en["answer_rewriting"])
+        self._step("every mapping's time was traced on both sides", traced, f"{len(rows)} mappings")
+        if not traced:
             return
+        for row in rows:
+            row["way"] = row["answer_wait"] - row["router"]
         self._say("")
         self._say(
-            f"A first packet's added delay, median of {len(rows)} negotiations (the paper's figure 7: 650 us in all):"
+            "The added delay of that SYN, as in the paper's figure 7 (650 us there), and the median of all mappings:"
         )
-        wire = [entry["answer_wait"] - router_part for entry, router_part in rows]
-        parts = {
-            "answer rewriting (once a name)": statistics.median(en["answer_rewriting"]),
-            "negotiation start": statistics.median(entry["negotiation_start"] for entry, _ in rows),
-            "router": statistics.median(router_part for _, router_part in rows),
-            "way there and back, both kernels": statistics.median(wire),
-            "resume": statistics.median(entry["resume"] for entry, _ in rows),
-            "total, without answer rewriting": statistics.median(entry["total"] for entry, _ in rows),
-        }
-        for name, seconds in parts.items():
-            self._say(f"  {name:<34} {seconds * 1e6:8.0f} us")
+        for name, part in _PARTS.items():
+            self._say(_row(name, [row[part] for row in rows]))
+        self._say(_row("answer rewriting, once a name", en["answer_rewriting"]))
 
     # What the steps use.
 
@@ -228,6 +235,11 @@ class Demo:
 
     def _status(self, role: str) -> dict[str, Any]:
         return dict(json.loads(self._lab.natf(role, "status", role, "--json").stdout)[role])
+
+
+def _row(name: str, seconds: Sequence[float]) -> str:
+    """The newest and the median."""
+    return f"  {name:<32} {seconds[-1] * 1e6:7.0f} us {statistics.median(seconds) * 1e6:7.0f} us"
 
 
 def _digest(path: Path) -> str:

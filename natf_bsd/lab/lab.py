@@ -191,11 +191,24 @@ class Lab:
         self._children.append(process)
         return process
 
-    def capture(self, host: str, interface: str) -> capture.Capture:
-        """What passes `interface` of `host` inside the `with` block: `.packets()`. The file stays with the lab."""
+    @contextlib.contextmanager
+    def capture(self, host: str, interface: str) -> Iterator[capture.Capture]:
+        """What passes `interface` of `host` inside the `with` block; `.packets()` works in it and after it.
+
+        NatfError when it cannot start, or when it lost packets. The file stays with the lab.
+        """
         path = self.run_dir / f"{host}-{interface}-{len(list(self.run_dir.glob('*.pcap')))}.pcap"
         argv = [sys.executable, "-m", "natf_bsd.lab.capture", interface, str(path)]
-        return capture.Capture(self.spawn(host, argv, name=path.stem), path)
+        process = self.spawn(host, argv, name=f"capture-{interface}")
+        caught = capture.Capture(path)
+        self.wait_until(lambda: caught.size() > 0, process)
+        try:
+            yield caught
+        finally:
+            status = process.stop()
+            caught.running = False
+        if status:
+            raise NatfError(f"{process.log.stem}: {process.output().strip()}")
 
     def logs(self) -> dict[str, str]:
         """Everything every process wrote, by the name of its log ("alice-http")."""
@@ -232,7 +245,7 @@ class Lab:
         self._complete.write_text(json.dumps([server.pid for server, _ in servers]))
 
     def _start_servers(self) -> Iterator[tuple[LabProcess, str]]:
-        dnsmasq = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin")
+        dnsmasq = services.find_dnsmasq()
         for host in self.topology.hosts:
             for service in host.services:
                 argv, ready = services.command(service, host, self.topology.zone, dnsmasq)

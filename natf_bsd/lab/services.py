@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shutil
 import socket
 import struct
 import sys
@@ -39,6 +41,11 @@ def command(service: Service, host: Host, zone: Zone, dnsmasq: str | None) -> tu
     if dnsmasq:
         return dnsmasq_command(dnsmasq, zone, host.address, service.port), "started"
     return [*MODULE, "dns", "--listen", host.address, "--port", port, *zone_arguments(zone)], READY
+
+
+def find_dnsmasq() -> str | None:
+    """Its path, if it is installed; not on an ordinary user's PATH in Debian."""
+    return shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def dnsmasq_command(dnsmasq: str, zone: Zone, address: str, port: int) -> list[str]:

@@ -28,7 +28,13 @@ Handler = Callable[[dict[str, Any]], object]
 
 
 class NoDaemon(NatfError):
-    """Nobody listens at the control socket."""
+    """Nobody listens at the control socket; `killed`: the last one had no time to remove it."""
+
+    def __init__(self, path: Path, *, killed: bool) -> None:
+        super().__init__(
+            f"no daemon is running at {path}{'; the last one was killed (natf cleanup)' if killed else ''}"
+        )
+        self.killed = killed
 
 
 class ControlServer:
@@ -97,9 +103,9 @@ def ask(path: Path, command: str, **arguments: object) -> Any:
         except PermissionError:
             raise NatfError(f"{path}: permission denied; expected to run as the user the daemon runs as") from None
         except FileNotFoundError:
-            raise NoDaemon(f"no daemon is running at {path}") from None
+            raise NoDaemon(path, killed=False) from None
         except ConnectionRefusedError:
-            raise NoDaemon(f"no daemon is running at {path}; the last one was killed (natf cleanup)") from None
+            raise NoDaemon(path, killed=True) from None
         except OSError as error:
             raise NatfError(f"{path}: no answer from the daemon: {error}") from None
     return _result(path, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -9,7 +10,6 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
-
 
 _LONGEST_WAIT = 3600.0
 """Seconds of one wait: epoll takes no more than 24 days and no infinity; a wake-up an hour costs nothing."""
@@ -96,10 +96,8 @@ class Loop:
         if self._closed:
             return
         self._pending.append(number)
-        try:
+        with contextlib.suppress(BlockingIOError):  # full: then it wakes the loop anyway
             os.write(self._wake_write, b"!")
-        except BlockingIOError:
-            pass
 
     def _drain(self) -> None:
         os.read(self._wake_read, 4096)

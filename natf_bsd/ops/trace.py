@@ -49,8 +49,11 @@ class Trace:
             }
         )
 
-    def routed(self, transaction: bytes, arrived: float, sent: float) -> None:
-        self.finished.append({"transaction": transaction.hex(), "router": sent - arrived})
+    def routed(self, transaction: bytes, sent: float) -> None:
+        """The router's answer to a request it gave to the NAT (`started`) went out."""
+        begun = self._open.pop(transaction, None)
+        if begun is not None:
+            self.finished.append({"transaction": transaction.hex(), "router": sent - begun[0]})
 
     def snapshot(self) -> dict[str, object]:
         return {"negotiations": list(self.finished), "answer_rewriting": list(self.answers)}

@@ -8,7 +8,7 @@ COUNTERS: dict[str, str] = {
     "request.accepted": "mapping requests passed to the NAT",
     "request.drop.not_a_request": "NAT-f messages of a type only an external node receives",
     "request.drop.short": "requests below 128 bytes: an answer could be larger than its question (DESIGN.md section 5)",
-    "request.drop.implausible": "requests from an address no external node can have: this router's, loopback, class D or E",
+    "request.drop.implausible": "requests from an address no external node has: this router's, loopback, class D or E",
     "request.drop.pending": "repetitions of a request that is with the NAT at this moment",
     "request.answered.challenge": "answered with a cookie",
     "request.answered.denied": "answered: denied (by the ACT, or no entry in it)",
@@ -23,7 +23,7 @@ COUNTERS: dict[str, str] = {
     "mapping.failed.untranslated": "pseudo-packets the NAT gave back as they were",
     "pseudo.written": "pseudo-packets given to the NAT, second tries included",
     "pseudo.retried": "pseudo-packets given to the NAT again",
-    "captured.foreign": "packets captured behind the NAT that are no pseudo-packets, dropped: nothing else belongs there",
+    "captured.foreign": "packets captured behind the NAT that are no pseudo-packets: nothing else belongs there",
     "captured.late": "pseudo-packets whose request is no longer waiting",
     "cookie.bad": "cookies that did not prove the sender's address",
 }

@@ -47,7 +47,6 @@ class RouterDaemon:
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
         self._trace = Trace()
-        self._arrivals: dict[bytes, float] = {}
         self._watch_at = 0.0
 
     def run(self) -> None:
@@ -66,9 +65,9 @@ class RouterDaemon:
             self._core = RouterCore(config, table, self._bridge.style, self._bridge.lifetime)
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
+            self._listen()
             stack.enter_context(Installed(plan.router(config, self._interface), config.run_dir))
             prove_nat(self._bridge, self._interface)
-            self._listen()
             handlers = {"status": self._status, "reload": self._reload}
             server = ControlServer(config.run_dir / "router.sock", self._loop, handlers)
             stack.callback(server.close)
@@ -92,11 +91,14 @@ class RouterDaemon:
         for data in self._bridge.read_batch():
             self._perform(self._core.handle_captured(data, monotonic()))
 
-    def _perform(self, effects: Iterable[Effect], arrived: float | None = None) -> None:
+    def _perform(self, effects: Iterable[Effect], arrived: float = 0.0) -> None:
         for effect in effects:
             if isinstance(effect, WritePseudo):
+                self._trace.started(effect.transaction, arrived, arrived)
                 self._bridge.write(effect.data)
             elif isinstance(effect, Inject):
+                if effect.transaction is not None:
+                    self._trace.routed(effect.transaction, precise())
                 self._injector.send(effect.data)
             elif isinstance(effect, Send):
                 self._control.send(effect.packet)

@@ -168,4 +168,4 @@ def _sync_folder(folder: Path) -> None:
 def _unusable(path: Path, error: OSError | RuntimeError) -> NatfError:
     if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
         return NatfError(f"{path}: found a loop of symbolic links, expected an access control table")
-    return NatfError(f"{path}: {error.strerror}")
+    return NatfError(f"access control table {path}: {error.strerror}")

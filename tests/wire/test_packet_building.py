@@ -70,8 +70,8 @@ def test_pseudo_packet_of_the_recordings() -> None:
 
 
 def test_dont_fragment_is_set_on_request() -> None:
-    assert build.ipv4(Protocol.UDP, EN.address, ALICE.address, b"")[6] == 0
-    assert build.ipv4(Protocol.UDP, EN.address, ALICE.address, b"", dont_fragment=True)[6] == 0x40
+    assert build.ipv4(Protocol.UDP, EN.address, ALICE.address, b"")[6:8] == b"\0\0"
+    assert build.ipv4(Protocol.UDP, EN.address, ALICE.address, b"", dont_fragment=True)[6:8] == b"\x40\0"
 
 
 def test_packets_over_the_length_field_are_refused() -> None:
@@ -120,7 +120,7 @@ def test_reset_of_a_segment_without_ack_acknowledges_all_of_it(
 
 def test_reset_of_a_segment_with_ack_takes_its_sequence_from_there() -> None:
     answer = reset(build.tcp(EN, ALICE, flags=TCP_ACK, sequence=5, acknowledgement=77, payload=b"data"))
-    assert (answer.flags, answer.seq, answer.ack) == (TCP_RST, 77, 0)
+    assert (answer.flags, answer.seq, answer.ack, answer.win) == (TCP_RST, 77, 0, 0)
 
 
 def test_tcp_options_are_no_payload_of_the_reset_segment() -> None:

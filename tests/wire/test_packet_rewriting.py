@@ -214,7 +214,7 @@ def test_recorded_packets_are_rewritten_as_on_freebsd(
     ],
 )
 def test_recorded_local_output_gets_the_right_transport_checksum(read: str, port: int, written: str) -> None:
-    """FREEBSD.md 1.6: divert(4) hands local output over before its header checksum is made, which ip_output does later."""
+    """FREEBSD.md 1.6: divert(4) hands local output over before its header checksum is made; ip_output does that."""
     data = bytearray.fromhex(read)
     Rewrite(destination=(Endpoint(VIRTUAL.address, port), Endpoint(MAPPED.address, port))).apply(data)
     assert data[:10].hex() == written[:20]

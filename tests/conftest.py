@@ -1,0 +1,58 @@
+"""Which tests this machine can run, and a lab for those that need one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from natf_bsd.lab.figure1 import Figure1Lab, instances
+
+_MARKERS = {
+    "lab": "builds network namespaces; needs Linux and root, or user namespaces",
+    "freebsd": "needs a FreeBSD kernel",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, text in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {"freebsd": None if sys.platform.startswith("freebsd") else f"needs FreeBSD, this is {sys.platform}"}
+    if any(item.get_closest_marker("lab") for item in items):
+        reasons["lab"] = Figure1Lab.is_supported()
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """A failure in a lab is mostly explained by what the processes on its hosts wrote."""
+    outcome = yield
+    report = outcome.get_result()
+    lab = getattr(item, "funcargs", {}).get("figure1")
+    if report.failed and isinstance(lab, Figure1Lab):
+        report.sections.append(("Logs of the lab", lab.report()))
+
+
+@pytest.fixture(scope="module")
+def figure1() -> Iterator[Figure1Lab]:
+    """The paper's figure 1, up, daemons not started: one for all tests of a file."""
+    _remove_remains()
+    with Figure1Lab(f"test-{os.getpid()}") as lab:
+        yield lab
+
+
+def _remove_remains() -> None:
+    """Of test runs that were killed."""
+    for instance in instances():
+        pid = instance.removeprefix("test-")
+        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            Figure1Lab(instance).down()

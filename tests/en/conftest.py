@@ -1,0 +1,170 @@
+"""A bench for the external node's core: a clock, a router whose part the test plays, and effects sorted by kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import dns.message
+import dns.rrset
+import pytest
+
+from natf_bsd.config import EnConfig
+from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.en.core import EnCore
+from natf_bsd.types import Address, Direction, Endpoint, Packet, format_address, parse_address
+from natf_bsd.wire import auth, build, icmp, message, packet
+
+DOMAIN = "home.example.net"
+
+
+class Bench:
+    """One `EnCore`. `sent`, `dropped`, `told` (to programs), `asked` (requests as (time, router, echo)), `saved`."""
+
+    G1 = parse_address("203.0.113.10")
+    G2 = parse_address("203.0.113.1")
+    OTHER = parse_address("203.0.113.2")
+    SERVER = Endpoint(parse_address("203.0.113.53"), 53)
+
+    def __init__(self, config: EnConfig | None = None, *, inbound_exact: bool = True) -> None:
+        self.config = config or EnConfig((DOMAIN,))
+        self.core = EnCore(self.config, inbound_exact=inbound_exact, token=random.Random(7).randbytes)
+        self.now = 100.0
+        self.sent: list[bytes] = []
+        self.dropped: list[Packet] = []
+        self.told: list[bytes] = []
+        self.asked: list[tuple[float, Address, icmp.Echo]] = []
+        self.saved: list[dict[str, object]] = []
+        self.resumed: list[bytes] = []
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(sent):
+                    self.sent.append(bytes(sent.data))
+                case Drop(dropped):
+                    self.dropped.append(dropped)
+                case Inject(data):
+                    self.told.append(data)
+                case SendControl(router, data, _):
+                    self.asked.append((self.now, router, icmp.decode_echo(data)))
+                case Save(record):
+                    self.saved.append(record)
+                case Resumed(transaction):
+                    self.resumed.append(transaction)
+                case _:
+                    raise AssertionError(f"the external node has no use for {effect}")
+
+    def count(self, name: str) -> int:
+        return self.core.counters[name]
+
+    # What comes from outside.
+
+    def dns(self, answer: bytes) -> bytes:
+        """Let a DNS answer come in; returns the UDP payload that goes on to the program."""
+        diverted = Packet(build.udp(self.SERVER, Endpoint(self.G1, 40053), answer), Direction.IN)
+        self.perform(self.core.handle_dns(diverted, self.now))
+        return self.sent.pop()[28:]
+
+    def learn(self, host: str = "alice", *routers: Address, ttl: int = 60, domain: str = DOMAIN) -> Address:
+        """Resolve host.domain by an answer with `routers`; returns its virtual address."""
+        name = f"{host}.{domain}."
+        answer = dns.message.make_response(dns.message.make_query(name, "A"))
+        addresses = [format_address(router) for router in routers or (self.G2,)]
+        answer.answer.append(dns.rrset.from_text(name, ttl, "IN", "A", *addresses))
+        seen = dns.message.from_wire(self.dns(answer.to_wire()))
+        return parse_address(seen.answer[0][0].address)
+
+    def out(self, data: bytes | bytearray) -> None:
+        self.perform(self.core.handle_outbound(Packet(bytearray(data), Direction.OUT), self.now))
+
+    def come(self, data: bytes | bytearray) -> None:
+        self.perform(self.core.handle_inbound(Packet(bytearray(data), Direction.IN), self.now))
+
+    def control(self, source: Address, data: bytes) -> None:
+        self.perform(self.core.handle_control(source, data, self.now))
+
+    def hear(
+        self,
+        answer: Callable[[bytes], message.Message] | bytes,
+        *,
+        source: Address | None = None,
+        request: int = -1,
+        key: tuple[bytes, bytes, int] | None = None,
+        ident: int | None = None,
+    ) -> None:
+        """The router's answer to a request of `asked`: bytes, or a message made from the transaction id."""
+        _, router, echo = self.asked[request]
+        data = answer if isinstance(answer, bytes) else message.encode(answer(echo.data[8:16]))
+        if key:
+            data = auth.sign(data, *key)
+        reply = icmp.Echo(icmp.ECHO_REPLY, echo.ident if ident is None else ident, echo.sequence, data)
+        self.control(source or router, icmp.encode_echo(reply))
+
+    def map(self, port: int = 61000, lifetime: int = 60, **how: object) -> None:
+        """The router makes G2:port the mapping of the last request."""
+        router = self.asked[-1][1]
+        self.hear(lambda ident: message.Response(ident, Endpoint(router, port), lifetime), **how)
+
+    def refuse(self, status: message.Status = message.Status.DENIED, **how: object) -> None:
+        self.hear(lambda ident: message.Refused(ident, status), **how)
+
+    def challenge(self, cookie: bytes, **how: object) -> None:
+        self.hear(lambda ident: message.CookieChallenge(ident, cookie), **how)
+
+    def mirror(self, **how: object) -> None:
+        """An ordinary host answers the last request's ping."""
+        self.hear(self.asked[-1][2].data, **how)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with the timer at every deadline."""
+        end = self.now + seconds
+        while (due := self.core.next_deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.perform(self.core.handle_timer(self.now))
+        self.now = end
+
+    # What programs send and what comes back to them.
+
+    def syn(self, virtual: Address, *, s: int = 40000, d: int = 80, sequence: int = 7000, payload: bytes = b"") -> bytes:
+        return self.tcp(virtual, packet.TCP_SYN, s=s, d=d, sequence=sequence, payload=payload)
+
+    def tcp(self, virtual: Address, flags: int, *, s: int = 40000, d: int = 80, **fields: object) -> bytes:
+        return bytes(build.tcp(Endpoint(self.G1, s), Endpoint(virtual, d), flags=flags, **fields))
+
+    def udp(self, virtual: Address, payload: bytes = b"hello", *, s: int = 40000, d: int = 5000) -> bytes:
+        return bytes(build.udp(Endpoint(self.G1, s), Endpoint(virtual, d), payload))
+
+    def tcp_back(self, flags: int, *, m: int = 61000, s: int = 40000, **fields: object) -> bytes:
+        return bytes(build.tcp(Endpoint(self.G2, m), Endpoint(self.G1, s), flags=flags, **fields))
+
+    def udp_back(self, payload: bytes = b"hello yourself", *, m: int = 61000, s: int = 40000) -> bytes:
+        return bytes(build.udp(Endpoint(self.G2, m), Endpoint(self.G1, s), payload))
+
+    def check_balance(self) -> None:
+        """Each input's received = sent + dropped + held, or used + ignored."""
+        counters = self.core.counters
+        assert counters["dns.received"] == counters.total("dns.sent.")
+        leaving = counters.total("out.sent.") + counters.total("out.drop.")
+        assert counters["out.received"] == leaving + len(self.core.held)
+        assert counters["in.received"] == counters.total("in.sent.") + counters.total("in.drop.")
+        assert counters["control.received"] == counters.total("control.used.") + counters.total("control.ignored.")
+
+
+@pytest.fixture
+def make_bench() -> Iterator[Callable[..., Bench]]:
+    """Makes benches; afterwards the counters of each must add up."""
+    made: list[Bench] = []
+
+    def make(config: EnConfig | None = None, **how: bool) -> Bench:
+        made.append(Bench(config, **how))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.check_balance()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()

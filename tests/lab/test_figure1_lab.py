@@ -1,0 +1,305 @@
+"""The paper's figure 1 as it is without NAT-f, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dpkt
+import pytest
+
+from natf_bsd.errors import NatfError
+from natf_bsd.lab import lab as lab_module
+from natf_bsd.lab.figure1 import ACT, Figure1Lab, instances
+from natf_bsd.lab.services import big_digest
+
+pytestmark = pytest.mark.lab
+
+CURL = ("curl", "-sS", "--max-time", "10")
+NAME = f"test-{os.getpid()}x"
+"""An instance of our own beside the fixture's."""
+
+
+@pytest.fixture
+def own() -> Iterator[Figure1Lab]:
+    """Not up; gone afterwards whatever the test does to it."""
+    lab = Figure1Lab(NAME)
+    yield lab
+    lab.down()
+
+
+def addresses(lab: Figure1Lab, name: str) -> set[str]:
+    done = lab.exec("en", ["getent", "ahostsv4", name])
+    return {line.split()[0] for line in done.stdout.splitlines()}
+
+
+def test_names_resolve_by_the_labs_own_server(figure1: Figure1Lab) -> None:
+    assert addresses(figure1, "alice.home.example.net") == {"203.0.113.1"}
+    assert addresses(figure1, "www.plain.example.net") == {"203.0.113.80"}
+    assert addresses(figure1, "nosuch.example.net") == set()
+
+
+def test_a_plain_host_is_reached_by_name(figure1: Figure1Lab) -> None:
+    done = figure1.exec("en", [*CURL, "http://www.plain.example.net/"])
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "This is plain's page.")
+    assert "You are 203.0.113.10:" in done.stdout
+
+
+def test_alice_cannot_be_reached_without_natf(figure1: Figure1Lab) -> None:
+    done = figure1.exec("en", [*CURL, "http://alice.home.example.net/"])
+    assert (done.returncode, done.stdout) == (7, "")
+    routed = figure1.exec("en", [*CURL, "--max-time", "1", "http://192.168.0.2/"])
+    assert routed.returncode in (7, 28)
+
+
+def test_alice_goes_out_through_the_routers_nat(figure1: Figure1Lab) -> None:
+    done = figure1.exec("alice", [*CURL, "http://www.plain.example.net/"])
+    assert "This is plain's page.\nYou are 203.0.113.1:" in done.stdout
+
+
+@pytest.mark.parametrize("host", ["alice", "bob", "eve"])
+def test_hosts_inside_serve_their_own_page(figure1: Figure1Lab, host: str) -> None:
+    address = figure1.topology.host(host).address
+    assert f"This is {host}'s page." in figure1.exec("router", [*CURL, f"http://{address}/"]).stdout
+
+
+def test_a_big_file_crosses_the_nat_unharmed(figure1: Figure1Lab) -> None:
+    done = figure1.exec("bob", ["sh", "-c", f"{' '.join(CURL)} http://203.0.113.80/big | sha256sum"])
+    assert done.stdout.split()[0] == big_digest("plain")
+
+
+def test_silent_ignores_pings_and_answers_else(figure1: Figure1Lab) -> None:
+    # No ping in every image: an echo request of our own, and 0.3 s for an answer that takes 0.3 ms.
+    ping = (
+        "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); s.settimeout(0.3)\n"
+        "s.sendto(bytes.fromhex('0800f7fd00010001'), (sys.argv[1], 0))\n"
+        "while (m := s.recv(99)[20:])[0] != 0: pass\n"
+    )
+    assert figure1.exec("en", [sys.executable, "-c", ping, "203.0.113.80"]).returncode == 0
+    assert "TimeoutError" in figure1.exec("en", [sys.executable, "-c", ping, "203.0.113.81"]).stderr
+    assert "silent's page" in figure1.exec("en", [*CURL, "http://www.silent.example.net/"]).stdout
+
+
+def test_nothing_of_the_machines_network_is_seen(figure1: Figure1Lab) -> None:
+    links = figure1.exec("en", ["ip", "-o", "link"]).stdout
+    assert [line.split(":")[1].split("@")[0].strip() for line in links.splitlines()] == ["lo", "eth0"]
+    assert figure1.exec("en", ["cat", "/etc/resolv.conf"]).stdout == "nameserver 203.0.113.53\n"
+    assert Path("/etc/resolv.conf").read_text() != "nameserver 203.0.113.53\n"
+
+
+def test_commands_keep_their_directory_and_status(figure1: Figure1Lab, tmp_path: Path) -> None:
+    done = figure1.exec("en", ["sh", "-c", "pwd; exit 7"], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (7, f"{tmp_path}\n")
+    assert figure1.exec("en", ["cat"], input="hello").stdout == "hello"
+
+
+def test_a_capture_holds_one_connection(figure1: Figure1Lab) -> None:
+    with figure1.capture("plain", "eth0") as capture:
+        figure1.exec("en", [*CURL, "http://203.0.113.80/"])
+        during = capture.packets()
+    tcp = [(packet, dpkt.ip.IP(packet.data)) for packet in capture.packets() if packet.data[9] == 6]
+    assert [packet for packet in during if packet.data[9] == 6] == [packet for packet, _ in tcp]
+    assert [(packet.outgoing, ip.data.flags & 0x12) for packet, ip in tcp[:3]] == [(False, 2), (True, 18), (False, 16)]
+    assert b"plain's page" in b"".join(bytes(ip.data.data) for packet, ip in tcp if packet.outgoing)
+    assert all(0 <= time.time() - packet.time < 60 for packet, _ in tcp)
+
+
+def test_a_capture_that_cannot_start_says_why(figure1: Figure1Lab) -> None:
+    with pytest.raises(NatfError, match="No such device"), figure1.capture("plain", "eth7"):
+        pass
+
+
+def test_logs_and_status_tell_what_runs(figure1: Figure1Lab) -> None:
+    figure1.exec("en", [*CURL, "http://203.0.113.80/"])
+    assert "203.0.113.10:" in figure1.logs()["plain-http"]
+    assert "--- plain-http\n" in figure1.report()
+    status = figure1.status()
+    assert status.up
+    alice = next(host for host in status.hosts if host.name == "alice")
+    assert [process.command.split()[-5] for process in alice.processes] == ["http", "udp-echo"]
+    assert alice.addresses == ("192.168.0.2",)
+    assert f"{alice.processes[0].pid}" in str(status)
+
+
+def test_configuration_is_there_for_the_daemons(figure1: Figure1Lab) -> None:
+    assert figure1.act.read_text() == ACT
+    text = figure1.config("en").read_text()
+    assert 'interface = "eth0"' in text and '"home.example.net"' in text
+    figure1.configure("en", on_silence="direct")
+    assert figure1.config("en").read_text() == text + 'on_silence = "direct"\n'
+    figure1.configure("en")
+
+
+def test_a_daemon_that_cannot_start_shows_its_own_words(figure1: Figure1Lab) -> None:
+    with pytest.raises(NatfError, match=r"en-natf ended with status 1:\n.*no_such_setting"):
+        figure1.start_en(no_such_setting=1)
+    figure1.configure("en")
+
+
+def test_another_process_uses_a_lab_that_is_up(figure1: Figure1Lab) -> None:
+    other = Figure1Lab(figure1.instance)
+    before = {process.pid for process in other.platform.processes()}
+    other.up()
+    assert {process.pid for process in other.platform.processes()} == before
+    assert other.instance in instances()
+
+
+def traces(name: str) -> dict[str, object]:
+    """Everything on the machine that a lab leaves, were it to leave something."""
+    # The mount of /run/netns itself is ip-netns(8)'s, made for the first namespace of whoever.
+    mounts = [
+        line for line in Path("/proc/mounts").read_text().splitlines() if f"natf-{name}-" in line or "natf-lab" in line
+    ]
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    netns = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    processes = [pid for pid in os.listdir("/proc") if pid.isdigit() and belongs(pid, name)]
+    return {
+        "mounts": mounts,
+        "links": [line.split(":")[1] for line in links.splitlines()],
+        "namespaces": sorted(line.split()[0] for line in netns.splitlines() if f"natf-{name}-" in line),
+        "processes": processes,
+        "files": [str(path) for root in ("/run", "/tmp") for path in Path(root).glob(f"natf-lab*/{name}")],
+    }
+
+
+def belongs(pid: str, name: str) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino and any(
+            f"/{name}".encode() in Path(f"/proc/{pid}/{file}").read_bytes() for file in ("environ", "cmdline")
+        )
+    except OSError:
+        return False
+
+
+def test_down_leaves_nothing(own: Figure1Lab) -> None:
+    before = traces(NAME)
+    own.up()
+    own.spawn("en", ["sleep", "1000"])
+    during = traces(NAME)
+    own.down()
+    assert traces(NAME) == before
+    assert len(during["processes"]) > 10  # type: ignore[arg-type]
+    assert during["files"]
+    own.down()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: only its namespaces have names outside")
+def test_root_gets_namespaces_for_ip_netns(own: Figure1Lab) -> None:
+    own.up()
+    assert f"natf-{NAME}-alice" in traces(NAME)["namespaces"]  # type: ignore[operator]
+    shell = subprocess.Popen(["ip", "netns", "exec", f"natf-{NAME}-alice", "sleep", "1000"])
+    own.down()
+    assert shell.wait() == -signal.SIGTERM
+
+
+def test_down_after_the_maker_was_killed(own: Figure1Lab) -> None:
+    before = traces(NAME)
+    script = f"from natf_bsd.lab.figure1 import Figure1Lab; Figure1Lab({NAME!r}).up(); print('up', flush=True); input()"
+    environment = os.environ | {"PYTHONPATH": str(lab_module.SOURCE)}
+    maker = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert maker.stdout and maker.stdin
+    with maker.stdout, maker.stdin:
+        assert maker.stdout.readline() == b"up\n"
+        maker.kill()
+        maker.wait()
+    assert own.is_up()
+    assert traces(NAME) != before
+    own.down()
+    assert traces(NAME) == before
+
+
+def test_processes_that_ignore_sigterm_end_too(own: Figure1Lab) -> None:
+    own.up()
+    process = own.spawn("bob", ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 1; done"], name="deaf")
+    own.wait_until(lambda: "deaf" in process.output(), process)
+    own.down()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_lab_with_a_dead_server_is_made_again(own: Figure1Lab) -> None:
+    own.up()
+    victim = next(process for process in own.platform.processes() if process.host == "dns")
+    os.kill(victim.pid, signal.SIGKILL)
+    while own.is_up():
+        time.sleep(0.01)
+    own.up()
+    assert addresses(own, "bob.home.example.net") == {"203.0.113.1"}
+
+
+def test_without_dnsmasq_the_names_are_the_same(own: Figure1Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_module.services, "find_dnsmasq", lambda: None)
+    own.up()
+    assert any("natf_bsd.lab.services dns" in process.command for process in own.platform.processes())
+    assert addresses(own, "alice.home.example.net") == {"203.0.113.1"}
+    assert addresses(own, "nosuch.example.net") == set()
+
+
+def test_a_failure_while_making_shows_logs_and_leaves_nothing(own: Figure1Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = traces(NAME)
+    monkeypatch.setattr(own, "_wait_for_network", lambda: own.topology.host("mallory"))
+    with pytest.raises(NatfError, match=r"no host 'mallory'[^\0]*--- alice-http\nready"):
+        own.up()
+    assert traces(NAME) == before
+
+
+def test_leaving_by_an_exception_shows_the_logs(own: Figure1Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), own:
+        raise ZeroDivisionError
+    assert "--- bob-udp-echo\nready" in capsys.readouterr().err
+    assert not own.is_up()
+
+
+def test_a_lab_that_is_not_up_says_how_to_get_one(own: Figure1Lab) -> None:
+    with pytest.raises(NatfError, match="is not up; natf lab up"):
+        own.exec("en", ["true"])
+    assert str(own.status()) == "not up"
+
+
+def test_two_at_the_same_time_make_one_lab(own: Figure1Lab) -> None:
+    script = f"from natf_bsd.lab.figure1 import Figure1Lab; Figure1Lab({NAME!r}).up()"
+    environment = os.environ | {"PYTHONPATH": str(lab_module.SOURCE)}
+    makers = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(2)]
+    assert [maker.wait() for maker in makers] == [0, 0]
+    assert own.is_up()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="only a lab without root has a process that holds its namespaces")
+def test_down_after_the_holder_was_killed(own: Figure1Lab) -> None:
+    own.up()
+    os.kill(int((own.run_dir / "holder").read_text().split()[0]), signal.SIGKILL)
+    while own.is_up():
+        time.sleep(0.01)
+    assert traces(NAME)["processes"]
+    own.down()
+    assert not traces(NAME)["processes"]
+
+
+WITHOUT_ROOT = (
+    test_names_resolve_by_the_labs_own_server,
+    test_a_plain_host_is_reached_by_name,
+    test_alice_cannot_be_reached_without_natf,
+    test_alice_goes_out_through_the_routers_nat,
+    test_commands_keep_their_directory_and_status,
+    test_a_capture_holds_one_connection,
+    test_down_leaves_nothing,
+    test_down_after_the_maker_was_killed,
+    test_down_after_the_holder_was_killed,
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: this whole run is the test")
+def test_the_same_without_root() -> None:
+    """As an ordinary user, who has not a single capability on this machine."""
+    tests = [f"{__file__}::{test.__name__}" for test in WITHOUT_ROOT]
+    pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *tests]
+    unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
+    done = subprocess.run(unshare + pytest_, capture_output=True, text=True, check=False, cwd=lab_module.SOURCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(WITHOUT_ROOT)} passed" in done.stdout

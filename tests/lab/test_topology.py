@@ -1,0 +1,83 @@
+"""The networks as data agree with themselves, and the zone answers as DNS does."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from natf_bsd.errors import NatfError
+from natf_bsd.lab.lab import probes
+from natf_bsd.lab.topology import FIGURE1, Host, Zone
+
+
+def test_hosts_on_a_segment_share_a_network_and_no_address() -> None:
+    for segment in FIGURE1.segments:
+        interfaces = [i for host in FIGURE1.hosts for i in host.interfaces if i.segment == segment]
+        assert len({interface.network for interface in interfaces}) == 1
+        assert len({interface.address for interface in interfaces}) == len(interfaces)
+
+
+def test_the_private_segment_is_reached_through_the_router_only() -> None:
+    inside = [h for h in FIGURE1.hosts if h.interfaces[0].segment == "private"]
+    assert [host.name for host in inside] == ["alice", "bob", "eve"]
+    assert {host.default_route for host in inside} == {"192.168.0.1"}
+    assert [host.name for host in FIGURE1.hosts if host.nat] == ["router"]
+
+
+def test_the_external_node_has_a_gateway_that_nobody_is() -> None:
+    gateway = FIGURE1.host("en").default_route
+    assert gateway is not None
+    assert ipaddress.ip_address(gateway) in FIGURE1.host("en").interfaces[0].network
+    assert gateway not in {i.address for host in FIGURE1.hosts for i in host.interfaces}
+
+
+def test_an_unknown_host_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(NatfError, match="no host 'mallory' in this lab; expected one of en, router, dns"):
+        FIGURE1.host("mallory")
+
+
+def test_every_server_is_probed_from_a_neighbour() -> None:
+    found = {host.name: targets for host, targets in probes(FIGURE1)}
+    assert found == {
+        "en": [
+            "host:203.0.113.1:9",
+            "dns:203.0.113.53:53",
+            "http:203.0.113.80:80",
+            "udp-echo:203.0.113.80:5000",
+            "http:203.0.113.81:80",
+            "udp-echo:203.0.113.81:5000",
+        ],
+        "router": [
+            f"{kind}:192.168.0.{n}:{port}" for n in (2, 3, 4) for kind, port in (("http", 80), ("udp-echo", 5000))
+        ],
+    }
+
+
+ZONE = Zone(domains={"home.example.net": "203.0.113.1"}, hosts={"www.other.example.net": "203.0.113.9"})
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "exists"),
+    [
+        ("home.example.net", "203.0.113.1", True),
+        ("alice.home.example.net", "203.0.113.1", True),
+        ("a.b.home.example.net", "203.0.113.1", True),
+        ("nothome.example.net", None, False),
+        ("www.other.example.net", "203.0.113.9", True),
+        ("x.www.other.example.net", None, False),
+        ("other.example.net", None, True),
+        ("example.net", None, True),
+        ("net", None, True),
+        ("org", None, False),
+        ("", None, False),
+    ],
+)
+def test_zone(name: str, address: str | None, exists: bool) -> None:
+    assert ZONE.address(name) == address
+    assert ZONE.exists(name) is exists
+
+
+def test_a_hosts_address_is_that_of_its_first_interface() -> None:
+    assert FIGURE1.host("router").address == "203.0.113.1"
+    assert isinstance(FIGURE1.host("alice"), Host)
