@@ -5,7 +5,8 @@
 #   make lint    style and types only
 #   make clean   remove what the others made
 #
-# Each makes .venv and installs what is missing. NATF_NO_INSTALL=1 forbids that: the python3 on PATH (or $PYTHON) is used as it is.
+# Each makes .venv and installs what is missing. NATF_NO_INSTALL=1 forbids that: the python3 on PATH (or $PYTHON) is
+# used as it is.
 
 .POSIX:
 .PHONY: all test demo lint clean

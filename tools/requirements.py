@@ -1,6 +1,6 @@
 """Print the requirements of setup.cfg that this Python does not have, one per line.
 
-Usage: requirements.py [EXTRA...]   The packages of install_requires, and those of each EXTRA, by their metadata.
+Usage: requirements.py EXTRA,...   The packages of install_requires, and those of each EXTRA, by their metadata.
 """
 
 import configparser
@@ -36,7 +36,8 @@ def lack(requirement: str) -> str | None:
 
 
 def main() -> None:
-    for requirement in filter(str.strip, wanted(sys.argv[1:])):
+    extras = [extra for extra in sys.argv[1].split(",") if extra]
+    for requirement in filter(str.strip, wanted(extras)):
         if missing := lack(requirement):
             sys.stdout.write(f"{missing}\n")
 

@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 """Packets read from one handle before the others have their turn."""
 
-_FLUSH_AFTER = 0.1
-"""Seconds an appended record may wait: what a crash can lose of the tables, bought for not writing a file while
-packets wait."""
-
 _CLOCK_CHECK = 60.0
 """Seconds between looks at the clock of day, which may have been set."""
 
@@ -149,7 +145,8 @@ class EnDaemon:
     def _save(self, effect: Save) -> None:
         self._journal.append(effect.record)
         if self._flush_at is None:
-            self._flush_at = monotonic() + _FLUSH_AFTER
+            # At the loop's next turn: no packet waits for the file, and next to nothing is lost by a crash.
+            self._flush_at = monotonic()
 
     def _flush(self) -> None:
         self._flush_at = None

@@ -126,7 +126,7 @@ class Demo:
         began = time.monotonic()
         done = self._lab.exec("en", [*_CURL, "-o", str(copy), "http://alice.home.example.net/big"])
         seconds = time.monotonic() - began
-        good = done.returncode == 0 and _digest(copy) == services.big_digest("alice")
+        good = done.returncode == 0 and digest(copy) == services.big_digest("alice")
         size = copy.stat().st_size if copy.exists() else 0
         self._step("a 20 MB file from alice, the same bytes", good, f"{size} bytes in {seconds:.2f} s {done.stderr}")
 
@@ -242,7 +242,8 @@ def _row(name: str, seconds: Sequence[float]) -> str:
     return f"  {name:<32} {seconds[-1] * 1e6:7.0f} us {statistics.median(seconds) * 1e6:7.0f} us"
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
 
 

@@ -181,7 +181,10 @@ class Lab:
             options["capture_output"] = True
             options.setdefault("timeout", 60)
         command = self.argv(host, argv, options.pop("cwd", None))
-        return subprocess.run(command, **self._with_source(options))
+        done = subprocess.run(command, **self._with_source(options))
+        # How the command gets there is of no interest to who reads this in a failed test.
+        done.args = list(argv)
+        return done
 
     def spawn(self, host: str, argv: Sequence[str], *, name: str | None = None, **options: Any) -> LabProcess:
         """Start `argv` on `host`, until the lab ends at the latest. Its log gets the `name`; `options` are Popen's."""

@@ -290,7 +290,7 @@ class NetnsPlatform:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env=_environment(),
+                env=os.environ | {"PATH": _search_path()},
                 start_new_session=True,
             )
         self._holder_file.write_text(f"{process.pid} {_start_time(process.pid)}\n")
@@ -318,7 +318,7 @@ class NetnsPlatform:
 
 def missing_tools() -> str | None:
     """What to install before a lab is possible."""
-    missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool, path=_environment()["PATH"])}
+    missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool, path=_search_path())}
     if not missing:
         return None
     packages = " ".join(dict.fromkeys(missing.values()))
@@ -330,14 +330,13 @@ def _is_true_root() -> bool:
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_DIRS}"}
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_DIRS}"
 
 
 def _run(argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
-    """runner.run_process with the system's directories on the PATH."""
-    program = shutil.which(argv[0], path=_environment()["PATH"])
-    return runner.run_process((program or argv[0], *argv[1:]), stdin)
+    """runner.run_process with the system's directories on the PATH, of what `argv` starts in turn too."""
+    return runner.run_process(("env", f"PATH={_search_path()}", *argv), stdin)
 
 
 def _end(find: Callable[[], set[int]]) -> None:

@@ -131,7 +131,9 @@ def _read_line(client: socket.socket, limit: int | None, seconds: float) -> byte
     data = bytearray()
     give_up = monotonic() + seconds
     while limit is None or len(data) < limit:
-        client.settimeout(max(give_up - monotonic(), 0.001))  # 0 would mean "do not wait", and raise something else
+        if (left := give_up - monotonic()) <= 0:
+            raise TimeoutError("timed out")
+        client.settimeout(left)
         chunk = client.recv(65536)
         data += chunk
         if not chunk or b"\n" in chunk:

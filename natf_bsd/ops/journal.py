@@ -75,7 +75,8 @@ class Journal:
                 while data:
                     data = data[file.write(data) :]
             except OSError:
-                file.truncate(end)
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
                 raise
         self._lines += len(self._buffer)
         self._buffer.clear()

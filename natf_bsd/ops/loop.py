@@ -19,12 +19,6 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Timed(Protocol):
-    """Something with deadlines of its own: a core, or a periodic task."""
-
-    def next_deadline(self) -> float | None: ...
-
-
 def monotonic() -> float:
     """Seconds of the monotonic clock: the `now` of every core."""
     return time.monotonic()

@@ -19,7 +19,7 @@ DOMAIN = "home.example.net"
 
 
 class Bench:
-    """One `EnCore`. `sent`, `dropped`, `told` (to programs), `asked` (requests as (time, router, echo)), `saved`."""
+    """One `EnCore`. `sent` (bytes) and `put_back` (packets), `dropped`, `told` (to programs), `asked` (time, router, echo)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
@@ -31,6 +31,7 @@ class Bench:
         self.core = EnCore(self.config, inbound_exact=inbound_exact, token=random.Random(7).randbytes)
         self.now = 100.0
         self.sent: list[bytes] = []
+        self.put_back: list[Packet] = []
         self.dropped: list[Packet] = []
         self.told: list[bytes] = []
         self.asked: list[tuple[float, Address, icmp.Echo]] = []
@@ -42,6 +43,7 @@ class Bench:
             match effect:
                 case Send(sent):
                     self.sent.append(bytes(sent.data))
+                    self.put_back.append(sent)
                 case Drop(dropped):
                     self.dropped.append(dropped)
                 case Inject(data):
@@ -70,8 +72,8 @@ class Bench:
         """Resolve host.domain by an answer with `routers`; returns its virtual address."""
         name = f"{host}.{domain}."
         answer = dns.message.make_response(dns.message.make_query(name, "A"))
-        addresses = [format_address(router) for router in routers or (self.G2,)]
-        answer.answer.append(dns.rrset.from_text(name, ttl, "IN", "A", *addresses))
+        for router in routers or (self.G2,):  # an rrset each: dnspython shuffles the records of one
+            answer.answer.append(dns.rrset.from_text(name, ttl, "IN", "A", format_address(router)))
         seen = dns.message.from_wire(self.dns(answer.to_wire()))
         return parse_address(seen.answer[0][0].address)
 

@@ -83,18 +83,15 @@ def test_all_flows_together_have_their_limit() -> None:
 def test_what_is_held_is_what_was_neither_displaced_refused_nor_taken(steps: list[tuple[bytes, int, bool]]) -> None:
     held = HeldPackets()
     inside: set[int] = set()
+    made: list[Packet] = []  # alive to the end, so that no id is used twice
     for key, sequence, take in steps:
         if take:
             inside -= {id(one) for one in held.take(key)}
         else:
             one = segment(sequence)
-            kept.append(one)
+            made.append(one)
             displaced = held.hold(key, one)
             inside.add(id(one))
             inside.discard(id(displaced))
         assert len(held) == len(inside)
     assert {id(one) for one in held.take_all()} == inside
-
-
-kept: list[Packet] = []
-"""Keeps the packets of the property alive, so that no id is used twice."""

@@ -15,6 +15,7 @@ import pytest
 
 from natf_bsd.errors import NatfError
 from natf_bsd.lab import lab as lab_module
+from natf_bsd.lab import services
 from natf_bsd.lab.figure1 import ACT, Figure1Lab, instances
 from natf_bsd.lab.services import big_digest
 
@@ -234,7 +235,7 @@ def test_a_lab_with_a_dead_server_is_made_again(own: Figure1Lab) -> None:
 
 
 def test_without_dnsmasq_the_names_are_the_same(own: Figure1Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab_module.services, "find_dnsmasq", lambda: None)
+    monkeypatch.setattr(services, "find_dnsmasq", lambda: None)
     own.up()
     assert any("natf_bsd.lab.services dns" in process.command for process in own.platform.processes())
     assert addresses(own, "alice.home.example.net") == {"203.0.113.1"}

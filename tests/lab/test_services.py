@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import dns.flags
 import dns.message
@@ -110,9 +111,10 @@ def test_dns_servers_answer_alike(dnsmasq: str | None, request: pytest.FixtureRe
         assert {question: ask(port, *question) for question in ANSWERS} == ANSWERS
 
 
-NODATA = (dns.rcode.NOERROR, [])
-NXDOMAIN = (dns.rcode.NXDOMAIN, [])
-ANSWERS: dict[tuple[str, str], tuple[int, list[str]]] = {
+Answer: TypeAlias = tuple[int, list[str]]
+NODATA: Answer = (dns.rcode.NOERROR, [])
+NXDOMAIN: Answer = (dns.rcode.NXDOMAIN, [])
+ANSWERS: dict[tuple[str, str], Answer] = {
     ("alice.home.example.net", "A"): (dns.rcode.NOERROR, ["alice.home.example.net. 60 IN A 203.0.113.1"]),
     ("Alice.HOME.example.net", "A"): (dns.rcode.NOERROR, ["Alice.HOME.example.net. 60 IN A 203.0.113.1"]),
     ("home.example.net", "A"): (dns.rcode.NOERROR, ["home.example.net. 60 IN A 203.0.113.1"]),
@@ -129,7 +131,7 @@ ANSWERS: dict[tuple[str, str], tuple[int, list[str]]] = {
 }
 
 
-def ask(port: int, name: str, kind: str) -> tuple[int, list[str]]:
+def ask(port: int, name: str, kind: str) -> Answer:
     answer = dns.query.udp(dns.message.make_query(name, kind, use_edns=0), "127.0.0.1", port=port, timeout=5)
     return answer.rcode(), [str(record) for record in answer.answer]
 

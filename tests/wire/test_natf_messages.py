@@ -392,3 +392,19 @@ def test_damaged_messages_give_a_message_or_a_wire_error(
         data[at % len(data)] = value
     message = decoded(bytes(data))
     assert message is None or decode(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (Status.DENIED, 1),
+        (Status.NO_SUCH_HOST, 2),
+        (Status.UNSUPPORTED, 3),
+        (Status.OUT_OF_RESOURCES, 4),
+        (Status.MALFORMED, 5),
+        (Status.KEY_REQUIRED, 6),
+        (Status.BAD_KEY, 7),
+    ],
+)
+def test_status_codes_are_those_of_the_wire_format(status: Status, code: int) -> None:
+    assert encode(Refused(TRANSACTION, status)) == raw(4, (6, bytes([code])))

@@ -96,6 +96,7 @@ def test_any_bytes_give_a_key_or_none(data: bytes) -> None:
 
 def test_check_accepts_a_packet_with_bytes_behind_it() -> None:
     packet.check_ipv4(packet_of(Protocol.UDP, EN, ALICE, bytes(40)) + b"link padding")
+    packet.check_ipv4(build.ipv4(Protocol.UDP, EN.address, ALICE.address, b""))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,6 @@ def test_tcp_fields_of_a_packet_with_options() -> None:
 
 
 def test_tcp_fields_that_a_tiny_fragment_lacks_are_zero() -> None:
-    data = build.tcp(EN, ALICE, flags=packet.TCP_RST, sequence=7)
-    assert (packet.tcp_flags(data[:34]), packet.tcp_sequence(data[:28])) == (packet.TCP_RST, 7)
+    data = build.tcp(EN, ALICE, flags=packet.TCP_RST, sequence=0x07070707)
+    assert (packet.tcp_flags(data[:34]), packet.tcp_sequence(data[:28])) == (packet.TCP_RST, 0x07070707)
     assert (packet.tcp_flags(data[:33]), packet.tcp_sequence(data[:27])) == (0, 0)

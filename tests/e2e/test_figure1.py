@@ -1,0 +1,262 @@
+"""Figure 1 on real kernels: stock programs reach alice and bob by name, and get their error where they must not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from natf_bsd.en.negotiation import GIVE_UP_AFTER
+from natf_bsd.lab.capture import CapturedPacket
+from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.types import Protocol, parse_address
+from natf_bsd.wire import packet
+
+pytestmark = pytest.mark.lab
+
+WAN = parse_address("203.0.113.1")
+SOME = 20.0  # s; for a test's own programs, far above anything documented
+
+UDP = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(float(sys.argv[2]))
+s.connect((sys.argv[1], 5000))
+try:
+    s.send(b"hello")
+    print(s.recv(2048).decode())
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+CONNECT = """
+import socket, sys, time
+began = time.monotonic()
+try:
+    socket.create_connection((sys.argv[1], 80), 15).close()
+    print("connected", time.monotonic() - began)
+except OSError as error:
+    print(error.errno and __import__("errno").errorcode[error.errno], time.monotonic() - began)
+"""
+
+
+def curl(lab: Figure1Lab, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return lab.exec("en", ["curl", "-sS", "--max-time", str(SOME), *options, url])
+
+
+def udp(lab: Figure1Lab, name: str, wait: float = 5.0) -> str:
+    return lab.exec("en", ["python3", "-c", UDP, name, str(wait)]).stdout.strip()
+
+
+def connect(lab: Figure1Lab, name: str) -> tuple[str, float]:
+    """What connect() to port 80 of `name` said, and after how many seconds."""
+    word, seconds = lab.exec("en", ["python3", "-c", CONNECT, name]).stdout.split()
+    return word, float(seconds)
+
+
+def resolve(lab: Figure1Lab, name: str) -> str:
+    return lab.exec("en", ["getent", "ahostsv4", name]).stdout.split()[0]
+
+
+def status(lab: Figure1Lab, role: str) -> dict[str, Any]:
+    return dict(json.loads(lab.natf(role, "status", "--json").stdout)[role])
+
+
+def test_alice_and_bob_have_different_virtual_addresses_and_their_own_pages(natf: Figure1Lab) -> None:
+    addresses = {resolve(natf, f"{name}.home.example.net") for name in ("alice", "bob")}
+    assert len(addresses) == 2
+    assert all(address.startswith("240.") for address in addresses)
+    for name in ("alice", "bob"):
+        assert f"{name}'s page" in curl(natf, f"http://{name}.home.example.net/").stdout
+
+
+def test_a_name_of_somebody_else_is_left_alone(natf: Figure1Lab) -> None:
+    assert resolve(natf, "www.elsewhere.example.net") == "203.0.113.80"
+    assert status(natf, "en")["counters"]["dns.sent.not_ours"] > 0
+
+
+def test_datagrams_go_there_and_back(natf: Figure1Lab) -> None:
+    assert udp(natf, "alice.home.example.net") == "alice: hello"
+    assert udp(natf, "bob.home.example.net") == "bob: hello"
+
+
+def kind(captured: CapturedPacket) -> str:
+    data = captured.data
+    if int.from_bytes(data[4:6], "big") == PSEUDO_IDENT:
+        return "pseudo"
+    if packet.protocol(data) == Protocol.ICMP:
+        return {8: "request", 0: "reply"}.get(data[packet.header_length(data)], "other ICMP")
+    return "SYN" if packet.tcp_flags(data) == packet.TCP_SYN else "TCP"
+
+
+def test_one_connection_is_one_request_one_reply_then_the_syn_on_the_wire(natf: Figure1Lab) -> None:
+    resolve(natf, "alice.home.example.net")
+    with natf.capture("router", "wan") as capture:
+        assert curl(natf, "http://alice.home.example.net/").returncode == 0
+        kinds = [kind(p) for p in capture.packets() if packet.protocol(p.data) in (Protocol.ICMP, Protocol.TCP)]
+    assert kinds[:3] == ["request", "reply", "SYN"]
+    assert kinds[3:] == ["TCP"] * len(kinds[3:]), "no second SYN, no pseudo-packet, no other ICMP"
+
+
+def test_the_added_delay_is_traced_in_the_parts_of_figure_7(natf: Figure1Lab) -> None:
+    curl(natf, "http://alice.home.example.net/")
+    en, router = status(natf, "en")["trace"], status(natf, "router")["trace"]
+    assert len(en["answer_rewriting"]) >= 1
+    entry = en["negotiations"][-1]
+    [part] = [row["router"] for row in router["negotiations"] if row["transaction"] == entry["transaction"]]
+    assert 0 < part < entry["answer_wait"]
+    parts = entry["negotiation_start"] + entry["answer_wait"] + entry["resume"]
+    assert entry["total"] == pytest.approx(parts)
+
+
+@pytest.mark.parametrize("name", ["eve", "mallory"])
+def test_who_is_denied_or_unknown_is_refused_at_once(natf: Figure1Lab, name: str) -> None:
+    word, seconds = connect(natf, f"{name}.home.example.net")
+    assert word == "ECONNREFUSED"
+    assert seconds < 1.0, "one round trip, not a retransmission of the SYN"
+    assert udp(natf, f"{name}.home.example.net") == "ConnectionRefusedError"
+
+
+def test_a_router_without_natf_is_reached_itself(natf: Figure1Lab) -> None:
+    assert resolve(natf, "www.plain.example.net").startswith("240.")
+    assert "plain's page" in curl(natf, "http://www.plain.example.net/").stdout
+    assert udp(natf, "www.plain.example.net") == "plain: hello"
+
+
+def test_a_silent_router_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
+    word, seconds = connect(natf, "www.silent.example.net")
+    assert word == "EHOSTUNREACH"
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+    assert udp(natf, "www.silent.example.net", 8) == "OSError", "UDP programs are told too"
+
+
+def test_a_silent_router_is_reached_itself_where_the_user_wants_that(natf: Figure1Lab) -> None:
+    assert natf.en is not None
+    natf.en.stop()
+    natf.start_en(on_silence="direct")
+    word, seconds = connect(natf, "www.silent.example.net")
+    assert word == "connected"
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+
+
+def test_a_router_whose_icmp_is_filtered_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
+    rule = ["PREROUTING", "-i", "wan", "-p", "icmp", "-j", "DROP"]
+    natf.exec("router", ["iptables", "-t", "raw", "-I", *rule], check=True)
+    try:
+        word, seconds = connect(natf, "alice.home.example.net")
+    finally:
+        natf.exec("router", ["iptables", "-t", "raw", "-D", *rule], check=True)
+    assert word == "EHOSTUNREACH"
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+    assert connect(natf, "alice.home.example.net")[0] == "connected", "and works again once the filter is gone"
+
+
+def test_the_table_is_obeyed_without_a_restart(natf: Figure1Lab) -> None:
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+    assert natf.natf("router", "act", "deny", "alice").returncode == 0
+    assert connect(natf, "alice.home.example.net")[0] == "ECONNREFUSED"
+    assert natf.natf("router", "act", "allow", "alice").returncode == 0
+    assert natf.natf("router", "act", "remove", "eve").returncode == 0
+    assert natf.natf("router", "act", "add", "eve", "192.168.0.4", "tcp/80").returncode == 0
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+    assert connect(natf, "eve.home.example.net")[0] == "connected"
+    assert udp(natf, "eve.home.example.net") == "ConnectionRefusedError", "eve's table line names tcp/80 only"
+
+
+def test_cookies_always_cost_one_round_trip_and_nothing_else(natf: Figure1Lab) -> None:
+    assert natf.router is not None
+    natf.router.stop()
+    natf.start_router(cookies="always")
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+    counters = status(natf, "en")["counters"]
+    assert (counters["control.used.challenge"], counters["control.used.response"]) == (1, 1)
+
+
+def test_with_required_keys_only_their_holder_gets_in(natf: Figure1Lab) -> None:
+    assert natf.router is not None
+    assert natf.en is not None
+    natf.router.stop()
+    key = natf.run_dir / "key"
+    assert natf.natf("router", "key", str(key)).returncode == 0
+    natf.start_router(require_key=True, keys=[str(key)])
+    assert connect(natf, "alice.home.example.net")[0] == "ECONNREFUSED"
+    natf.en.stop()
+    natf.start_en(keys={"home.example.net": str(key)})
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+
+
+def test_two_hundred_connections_at_once_all_succeed(natf: Figure1Lab) -> None:
+    program = """
+import concurrent.futures, socket
+def tcp(name):
+    with socket.create_connection((f"{name}.home.example.net", 80), 20) as s:
+        s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        data = b""
+        while chunk := s.recv(4096):
+            data += chunk
+        return f"{name}'s page".encode() in data
+def udp(name):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(20)
+        s.connect((f"{name}.home.example.net", 5000))
+        s.send(b"x")
+        return s.recv(100) == f"{name}: x".encode()
+jobs = [(do, name) for do in (tcp, udp) for name in ("alice", "bob")] * 50
+with concurrent.futures.ThreadPoolExecutor(200) as pool:
+    print(sum(pool.map(lambda job: job[0](job[1]), jobs)))
+"""
+    done = natf.exec("en", ["python3", "-c", program])
+    assert done.stdout.strip() == "200", done.stderr
+
+
+def test_ping_to_a_virtual_address_is_answered_with_an_error_at_once(natf: Figure1Lab) -> None:
+    program = """
+import socket, struct, sys, time
+address = socket.gethostbyname("alice.home.example.net")
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.settimeout(5)
+s.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), (address, 0))
+while True:
+    data, (sender, _) = s.recvfrom(2048)
+    if data[20] == 3:
+        print(sender == address, data[21])
+        break
+"""
+    done = natf.exec("en", ["python3", "-c", program])
+    assert done.stdout.split() == ["True", "10"], done.stderr
+
+
+def test_status_shows_the_tables_as_text(natf: Figure1Lab) -> None:
+    curl(natf, "http://alice.home.example.net/")
+    en = natf.natf("en", "status").stdout
+    assert "alice.home.example.net" in en
+    assert "240." in en
+    assert "203.0.113.1:80" in en
+    router = natf.natf("router", "status").stdout
+    assert "192.168.0.4" in router
+    assert "deny" in router
+
+
+def test_a_class_e_source_from_the_network_is_dropped(natf: Figure1Lab) -> None:
+    """Otherwise anybody could speak to the external node as alice."""
+    virtual = resolve(natf, "alice.home.example.net")
+    listen = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 7777)); s.settimeout(3); print('ready', flush=True)\ntry: print(s.recv(10))\nexcept TimeoutError: print('nothing')"
+    forge = f"""
+import socket
+from natf_bsd.types import Endpoint, parse_address
+from natf_bsd.wire import build
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for source in ("{virtual}", "203.0.113.80"):
+    data = build.udp(Endpoint(parse_address(source), 9), Endpoint(parse_address("203.0.113.10"), 7777), source.encode()[:3])
+    s.sendto(data, ("203.0.113.10", 0))
+"""
+    listener = natf.spawn("en", ["python3", "-c", listen], name="listener")
+    natf.wait_until(lambda: "ready" in listener.output(), listener)
+    natf.exec("plain", ["python3", "-c", forge], check=True)
+    listener.wait(SOME)
+    assert listener.output().split() == ["ready", "b'203'"], (
+        "the honest packet arrived, the forged one before it did not"
+    )

@@ -1,0 +1,195 @@
+"""Daemons that are killed, restarted, stopped and cleaned up after: what survives, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+
+import pytest
+
+from natf_bsd.lab import services
+from natf_bsd.lab.demo import digest
+from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.lab import LabProcess
+from natf_bsd.wire import packet
+
+pytestmark = pytest.mark.lab
+
+TALK = """
+import http.client, sys
+connection = http.client.HTTPConnection("alice.home.example.net", timeout=20)
+for line in sys.stdin:
+    connection.request("GET", "/")
+    print(connection.sock.getsockname()[1], connection.getresponse().read().split()[2].decode(), flush=True)
+"""
+
+_OF_THE_KERNEL = re.compile(
+    r"nf_conntrack_count|\.route\.|random|nf_log|fib_notify|tcp_mem|udp_mem|\.neigh\.|ipfrag_time"
+)
+
+
+class Talk:
+    """One HTTP connection to alice that stays open between requests."""
+
+    def __init__(self, lab: Figure1Lab) -> None:
+        self._process: LabProcess = lab.spawn(
+            "en", ["python3", "-c", TALK], name="talk", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def request(self) -> tuple[str, str]:
+        """Local port, and the host that answered."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("again\n")
+        self._process.stdin.flush()
+        port, host = self._process.stdout.readline().split()
+        return port, host
+
+
+def kill(process: LabProcess | None) -> None:
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def connect(lab: Figure1Lab) -> subprocess.CompletedProcess[str]:
+    return lab.exec("en", ["curl", "-sS", "--max-time", "10", "http://alice.home.example.net/"])
+
+
+def host_state(lab: Figure1Lab, host: str) -> dict[str, list[str]]:
+    """Everything a daemon of ours touches on a host: rules, routes, devices, kernel settings."""
+
+    def lines(*argv: str) -> list[str]:
+        return lab.exec(host, list(argv), check=True).stdout.splitlines()
+
+    rules = [line for line in lines("iptables-save") if line.startswith(("-A", ":NATF"))]
+    return {
+        "iptables": rules,
+        "ip rule": lines("ip", "rule"),
+        "ip route": lines("ip", "route", "show", "table", "all"),
+        "ip link": [line.split()[0] for line in lines("ip", "-br", "link")],
+        "sysctl": [
+            line
+            for line in lines("sysctl", "-a", "--ignore")
+            if line.startswith("net.") and not _OF_THE_KERNEL.search(line)
+        ],
+    }
+
+
+def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
+    """What came (+) and went (-), for the message of a failing comparison."""
+    return [
+        f"{mark}{kind}: {line}"
+        for kind in before
+        for mark, these, those in (("-", before, after), ("+", after, before))
+        for line in these[kind]
+        if line not in those[kind]
+    ]
+
+
+def settings_of(state: dict[str, list[str]]) -> list[str]:
+    return [line for line in state["sysctl"] if "be_liberal" in line]
+
+
+@pytest.mark.parametrize("role", ["en", "router"])
+def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, role: str) -> None:
+    talk = Talk(natf)
+    before = talk.request()
+    kill(getattr(natf, role))
+    getattr(natf, f"start_{role}")()
+    assert talk.request() == before, "the same connection, by the same mapping"
+    assert "alice" in connect(natf).stdout
+
+
+def test_data_flow_on_while_the_router_has_no_daemon(natf: Figure1Lab) -> None:
+    talk = Talk(natf)
+    before = talk.request()
+    kill(natf.router)
+    assert talk.request() == before
+
+
+def test_a_download_outlives_a_kill_of_the_external_node(natf: Figure1Lab) -> None:
+    """All its packets of substance come inward: only what was saved can tell whose they are."""
+    copy = natf.run_dir / "copy"
+    url = "http://alice.home.example.net/big"
+    load = natf.spawn(
+        "en", ["curl", "-sS", "--max-time", "50", "--limit-rate", "8M", "-o", str(copy), url], name="load"
+    )
+    natf.wait_until(lambda: copy.exists() and copy.stat().st_size > 1_000_000, load)
+    kill(natf.en)
+    natf.start_en()
+    assert load.wait(60) == 0, load.output()
+    assert digest(copy) == services.big_digest("alice")
+
+
+def test_a_name_keeps_its_virtual_address_over_a_restart(natf: Figure1Lab) -> None:
+    resolve = ["getent", "ahostsv4", "alice.home.example.net"]
+    before = natf.exec("en", resolve).stdout
+    kill(natf.en)
+    natf.start_en()
+    assert natf.exec("en", resolve).stdout == before
+
+
+def test_without_its_daemon_the_external_node_refuses_virtual_addresses_at_once(natf: Figure1Lab) -> None:
+    assert connect(natf).returncode == 0
+    address = natf.exec("en", ["getent", "ahostsv4", "alice.home.example.net"]).stdout.split()[0]
+    kill(natf.en)
+    with natf.capture("en", "eth0") as capture:
+        done = natf.exec("en", ["curl", "-sS", "-w", "%{errormsg} %{time_total}", f"http://{address}/"])
+        leaked = [data for p in capture.packets() if (data := packet.destination(p.data))[0] == 240]
+    assert done.returncode == 7
+    assert float(done.stdout.split()[-1]) < 1.0, "an error, not a time-out"
+    assert leaked == []
+
+
+def test_a_stopped_daemon_leaves_its_host_as_it_was(unreachable: Figure1Lab) -> None:
+    lab = unreachable
+    lab.write_files()
+    before = {role: host_state(lab, role) for role in ("en", "router")}
+    lab.start_router()
+    lab.start_en()
+    assert connect(lab).returncode == 0
+    running = {role: host_state(lab, role) for role in ("en", "router")}
+    assert all(running[role]["iptables"] != before[role]["iptables"] for role in before)
+    assert running["router"]["ip rule"] != before["router"]["ip rule"]
+    assert settings_of(running["router"]) != settings_of(before["router"])
+    for process in (lab.en, lab.router):
+        assert process is not None
+        assert process.stop() == 0
+    assert [differences(before[role], host_state(lab, role)) for role in before] == [[], []]
+
+
+def test_cleanup_after_a_kill_leaves_the_host_as_it_was(unreachable: Figure1Lab) -> None:
+    lab = unreachable
+    lab.write_files()
+    before = {role: host_state(lab, role) for role in ("en", "router")}
+    lab.start_router()
+    lab.start_en()
+    kill(lab.en)
+    kill(lab.router)
+    lab.start_router()  # a second life over the remains must not take our own setting for the host's
+    kill(lab.router)
+    killed = {role: host_state(lab, role) for role in before}
+    assert all(killed[role] != before[role] for role in before), "else there would be nothing to clean up"
+    for role in before:
+        done = lab.natf(role, "cleanup")
+        assert done.returncode == 0, done.stderr
+    assert [differences(before[role], host_state(lab, role)) for role in before] == [[], []]
+    assert lab.natf("router", "cleanup").returncode == 0, "and a second time does no harm"
+
+
+def test_cleanup_leaves_a_living_daemon_alone_and_says_so(natf: Figure1Lab) -> None:
+    assert natf.en is not None
+    done = natf.natf("en", "cleanup")
+    assert done.returncode == 1
+    assert f"process {natf.en.pid}" in done.stderr
+    assert connect(natf).returncode == 0
+
+
+@pytest.mark.parametrize("role", ["en", "router"])
+def test_a_second_daemon_is_told_who_holds_the_role(natf: Figure1Lab, role: str) -> None:
+    done = natf.natf(role, role, "run")
+    assert done.returncode == 1
+    assert f"process {getattr(natf, role).pid}" in done.stderr
+    assert connect(natf).returncode == 0, "and the first one goes on"
