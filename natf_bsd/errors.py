@@ -52,6 +52,7 @@ class CommandFailed(NatfError):
     """A firewall or network command ended with a status that was not expected."""
 
     def __init__(self, argv: tuple[str, ...], status: int, stderr: str) -> None:
-        super().__init__(f"{' '.join(argv)}: exit status {status}: {stderr.strip() or 'no message'}")
+        said = "; ".join(stderr.strip().splitlines()) or "no message"
+        super().__init__(f"{' '.join(argv)}: exit status {status}: {said}")
         self.argv = argv
         self.status = status

@@ -58,7 +58,7 @@ def _tell(socket: Path) -> None:
     except NoDaemon:
         return  # it reads the file when it starts
     except NatfError as error:
-        click.echo(f"the file is changed, but the router was not told: {error}", err=True)
+        click.echo(f"the file is changed; the router could not be told and looks within a second: {error}", err=True)
 
 
 @act.command("list")

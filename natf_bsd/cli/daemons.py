@@ -69,6 +69,8 @@ def _show(plan: Any) -> None:
         click.echo(sysctl.shell())
     click.echo("# undo")
     click.echo(shell(plan.undo), nl=False)
+    if plan.sysctls:
+        click.echo("# and the kernel settings get the values back that they had")
 
 
 @click.command()

@@ -26,8 +26,10 @@ def up(daemons: bool) -> None:
     figure = Figure1Lab()
     figure.up()
     if daemons:
-        figure.start_router()
-        figure.start_en()
+        if not figure.is_running("router"):
+            figure.start_router()
+        if not figure.is_running("en"):
+            figure.start_en()
     click.echo("the lab is up; try: natf lab exec en curl http://alice.home.example.net/")
 
 
@@ -65,8 +67,9 @@ def status() -> None:
 def demo(in_memory: bool) -> None:
     """Tell the whole story on this machine, step by step with times, and leave nothing behind."""
     from natf_bsd.lab.figure1 import Figure1Lab
+    from natf_bsd.natd_bridge import netfilter
 
-    reason = "--in-memory was given" if in_memory else Figure1Lab.is_supported()
+    reason = "--in-memory was given" if in_memory else Figure1Lab.is_supported() or netfilter.unavailable()
     if reason is None:
         from natf_bsd.lab.demo import Demo
 

@@ -27,7 +27,7 @@ from natf_bsd.en.peers import Peers
 from natf_bsd.en.refusals import Reaction, Refusals, answer, reaction_to
 from natf_bsd.errors import TableFull, UnsupportedVersion, WireError
 from natf_bsd.tables.nrt import NameRelation, NameTable
-from natf_bsd.tables.vat import VatEntry, VatTable
+from natf_bsd.tables.vat import TcpState, VatEntry, VatTable
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Endpoint, Flow, Name, Packet, Protocol
 from natf_bsd.wire import icmp, message
@@ -40,6 +40,8 @@ flight."""
 DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
 """Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own
 table limits it."""
+
+_SYN_ACK = wire.TCP_SYN | wire.TCP_ACK
 
 DOUBT_AFTER = 5.0
 """Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed
@@ -130,13 +132,24 @@ class EnCore:
         entry = self.vat.by_out(key)
         if entry is None:
             return self._first_packet(packet, key, now)
-        entry.note_out(wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0, now)
+        flags = wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0
+        if (flags & _SYN_ACK == wire.TCP_SYN and entry.state is not TcpState.OPENING) or (
+            key in self._unconfirmed and entry.state is not TcpState.ESTABLISHED
+        ):
+            return self._begin_again(entry, packet, key, now)
+        entry.note_out(flags, now)
         entry.out_rewrite.apply(data)
         self.counters.add("out.sent.translated")
         effects: list[Effect] = [Send(packet)]
         if key in self._unconfirmed or entry.renew_due(now):
             self._renew(entry, key, now, effects)
         return effects
+
+    def _begin_again(self, entry: VatEntry, packet: Packet, key: bytes, now: float) -> list[Effect]:
+        """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host: ask before
+        anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart."""
+        self.vat.remove(entry)
+        return self._settle_removed(now) + self._first_packet(packet, key, now)
 
     def _outbound_other(self, packet: Packet) -> list[Effect]:
         """ICMP errors of this host are translated; all else (ping, fragments, other protocols) is refused aloud."""

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 """Packets read from one handle before the others have their turn."""
 
+_FLUSH_AGAIN_AFTER = 10.0
+"""Seconds after which a disk that took nothing is tried again: the log is often on the same one."""
+
 _CLOCK_CHECK = 60.0
 """Seconds between looks at the clock of day, which may have been set."""
 
@@ -62,7 +65,9 @@ class EnDaemon:
             stack.callback(self._flush)
             self._restore()
             self._dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
-            self._out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=plan.MARK_MASK))
+            self._out = stack.enter_context(
+                Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=plan.MARK_MASK)
+            )
             self._in = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
             self._injector = Injector(config.mark)
             stack.callback(self._injector.close)
@@ -153,6 +158,7 @@ class EnDaemon:
         try:
             self._journal.flush()
         except OSError as error:
+            self._flush_at = monotonic() + _FLUSH_AGAIN_AFTER
             log.error("%s: %s; names and flows would not survive a restart", self._journal.path, error.strerror)
 
     # Time.

@@ -78,7 +78,10 @@ def read_flow(record: dict[str, Any]) -> tuple[Flow, Endpoint, float, bool]:
 
 def _finite(value: Any) -> float:
     """A time that can be reckoned with: JSON as Python reads it knows NaN and Infinity."""
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a time")
     return number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -136,6 +137,7 @@ class Fabric:
 
     `en_sends` is what a program on the external node sends; `delivered` what reached its sockets; `wire_log` every packet that came out of the
     wire as (time, packet). `router_up` False is a router without our daemon: an ordinary one that mirrors pings.
+    `router_refuses`: whether closed ports of the router itself answer; behind its firewall they don't.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class Fabric:
         )
         self.router_up = True
         self.router_pings = True
+        self.router_refuses = False
         self.link = link
         self.inside = {
             host.address: host for host in (EchoHost("alice", ALICE), EchoHost("bob", BOB), EchoHost("eve", EVE))
@@ -189,7 +192,7 @@ class Fabric:
         """Let `seconds` pass: packets travel, timers fire, in the order of their times."""
         end = self.now + seconds
         while True:
-            due = min(self._deadlines(), default=end)
+            due = min(self._deadlines(), default=math.inf)
             if due > end:
                 break
             # A deadline in the past is due now; time never goes back.
@@ -277,6 +280,8 @@ class Fabric:
                 self._from_inside(bytearray(answer))
         else:
             self.lost["router: no mapping"] += 1
+            if self.router_refuses:
+                self._answer(EchoHost("router", ROUTER, accepts=()).receive(data))
 
     def _router_pinged(self, data: bytearray) -> None:
         if not self.router_pings:

@@ -1,4 +1,4 @@
-"""Fresh network namespaces for one function: `isolated` runs it in a child process of its own, and nothing is left behind.
+"""Fresh network namespaces for one function: `isolated` runs it in a child process, and nothing is left behind.
 
 For experiments with one kernel mechanism, where several hosts live in one process; `lab.figure1` is for whole systems.
 """
@@ -23,6 +23,7 @@ _CLONE_NEWNS: Final = 0x00020000  # linux/sched.h
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
 _MS_REC_PRIVATE: Final = 1 << 18 | 1 << 14  # linux/mount.h
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _TOOLS: Final = {"ip": "iproute2", "iptables": "iptables"}
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -120,8 +121,7 @@ def _play(body: Callable[[], None], writer: int) -> None:
     """The child's whole life; it never returns into its copy of the parent's program."""
     status = 1
     try:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
         _separate()
         body()
         status = 0

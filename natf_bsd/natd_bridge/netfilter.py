@@ -104,6 +104,15 @@ class NetfilterBridge:
         return dict(self._counters)
 
 
+def unavailable() -> str | None:
+    """Why no TUN device can be had by this process, None if one can."""
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{_DEVICE}: {_OPEN_ERRORS.get(error.errno or 0, error.strerror)}"
+    return None
+
+
 def _is_candidate(data: bytes) -> bool:
     first, ident = _FIRST_AND_IDENT.unpack_from(data)
     return bool(first >> 4 == 4 and ident == PSEUDO_IDENT)

@@ -1,7 +1,7 @@
 """What the external node's data path relies on, proved on the running kernel in namespaces of its own.
 
-Three hosts: `en` 203.0.113.10 with two links, `gateway` 203.0.113.254 where the default route leads, `peer` 198.51.100.1,
-which plays the router G2 and is reached by the other link.
+Three hosts: `en` 203.0.113.10 with two links, `gateway` 203.0.113.254 where the default route leads, and
+`peer` 198.51.100.1, which plays the router G2 and is reached by the other link.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def listener(space: spaces.Space, port: int) -> socket.socket:
 
 
 def wait(divert: Divert) -> Packet:
-    """The next packet, within a time that only a failure uses up."""
+    """The next packet, within a time that only a failure uses up. The interface's name needs its space entered."""
     end = time.monotonic() + 5
     while time.monotonic() < end:
         if found := divert.recv_batch(1):
@@ -141,7 +141,8 @@ def test_a_held_syn_waits_without_retransmission_and_its_connection_opens_when_r
     client = tcp(hosts.en)
     thread = threading.Thread(target=client.connect, args=((PEER, PORT),))
     thread.start()
-    held = wait(out)
+    with hosts.en:
+        held = wait(out)
     assert packet.tcp_flags(held.data) == packet.TCP_SYN
     assert (held.direction, held.interface) == (Direction.OUT, "eth1")
     time.sleep(0.3)  # below the first retransmission, after 1 s
@@ -154,7 +155,8 @@ def test_a_held_syn_waits_without_retransmission_and_its_connection_opens_when_r
 
 def retransmitted(space: spaces.Space) -> int:
     with space:
-        names, values = (line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines() if "Tcp:" in line)
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Tcp:"))
     return int(dict(zip(names, values, strict=True))["RetransSegs"])
 
 
@@ -168,7 +170,8 @@ def test_a_rewritten_destination_takes_its_own_route() -> None:
     sniffer.setblocking(False)
     sender = udp(hosts.en)
     sender.sendto(b"to V1", (VIRTUAL, PORT))
-    item = wait(out)
+    with hosts.en:
+        item = wait(out)
     assert item.interface == "eth0"  # by the default route, as V1 would go
     to_peer(item)
     out.send(item)
@@ -193,7 +196,8 @@ def test_the_mark_of_the_verdict_brings_exactly_the_replies_to_the_in_queue() ->
     stranger.sendto(b"not a reply", en)
     assert sender.recvfrom(100)[0] == b"not a reply"
     receiver.sendto(b"reply", en)
-    reply = wait(back)
+    with hosts.en:
+        reply = wait(back)
     assert (reply.direction, reply.interface) == (Direction.IN, "eth1")
     assert quiet(back)
     to_virtual(reply)
@@ -280,7 +284,7 @@ def test_a_long_tcp_transfer_goes_through_in_whole_segments_with_right_checksums
     with translating(out, back) as seen:
         client.connect((VIRTUAL, PORT))
         accepted = server.accept()[0]
-        writer = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
+        writer = threading.Thread(target=send_all, args=(client, data))
         writer.start()
         with accepted.makefile("rb") as stream:
             assert stream.read() == data
@@ -289,6 +293,11 @@ def test_a_long_tcp_transfer_goes_through_in_whole_segments_with_right_checksums
     assert all(right_checksums(item.data) for item in seen)
     assert out.counters["rewritten"] == out.counters["sent"] > 700
     assert (out.counters["refused"], out.counters["buffer_full"], out.counters["queue_full"]) == (0, 0, 0)
+
+
+def send_all(client: socket.socket, data: bytes) -> None:
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
 
 
 def right_checksums(data: bytearray) -> bool:
@@ -403,13 +412,15 @@ def drop_privileges() -> None:
 def test_packets_lost_for_want_of_a_reader_are_counted() -> None:
     hosts = Hosts()
     out = hosts.divert_out()
-    sender = udp(hosts.en)
-    sent, refused = 20_000, 0
-    for _ in range(sent):
-        try:
-            sender.sendto(b"x", (VIRTUAL, PORT))
-        except OSError:
-            refused += 1
+    sent = 0
+    # What waits in the queue fills the sender's own send buffer, so that no single program can fill the queue.
+    while sent < 20_000:
+        sender = udp(hosts.en)
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while sent < 20_000:
+                sender.sendto(b"x", (VIRTUAL, PORT))
+                sent += 1
     received = sum(iter(lambda: len(out.recv_batch(1000)), 0))
     counters = out.counters
     lost = counters["queue_full"] + counters["buffer_full"]

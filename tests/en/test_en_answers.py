@@ -35,7 +35,7 @@ def unreachable(data: bytes) -> dpkt.icmp.ICMP:
         (b"", "malformed"),
         (bytes(7), "malformed"),
         (icmp.encode_echo(icmp.Echo(0, 1, 1, b"abc"))[:-1] + b"?", "malformed"),
-        (icmp.encode_echo(icmp.Echo(0, 1, 1, b"NATf and then rubbish")), "malformed"),
+        (icmp.encode_echo(icmp.Echo(0, 1, 1, b"NATf\x01 and then rubbish")), "malformed"),
         (icmp.encode_echo(icmp.Echo(0, 1, 1, b"somebody's ping")), "not_natf"),
         (icmp.encode_echo(icmp.Echo(8, 1, 1, b"NATf" + bytes(60))), "not_natf"),
         (

@@ -52,17 +52,45 @@ def test_addresses_flows_and_mappings_are_the_same_as_before(make_bench, bench) 
     assert dpkt.ip.IP(after.sent[-1]).data.dport == 61000
 
 
-def test_the_first_packet_of_a_restored_flow_goes_on_and_asks_once(make_bench, bench) -> None:
+def test_the_first_segment_of_a_restored_connection_goes_on_and_asks_once(make_bench, bench) -> None:
     alice = bench.learn()
-    bench.out(bench.udp(alice))
+    bench.out(bench.syn(alice))
     bench.map(61000)
     after = restarted(make_bench, bench)
     for _ in range(3):
-        after.out(after.udp(alice))
+        after.out(after.tcp(alice, packet.TCP_ACK))
     assert len(after.sent) == 3
     assert len(after.asked) == 1
     after.map(61007)
     assert after.count("mapping.changed") == 1
+
+
+def test_a_restored_flow_asks_before_it_sends_what_the_router_itself_could_answer(make_bench, bench) -> None:
+    """If the router was restarted too, G2:m is a port of its own."""
+    alice = bench.learn()
+    bench.out(bench.udp(alice))
+    bench.map(61000)
+    bench.out(bench.syn(alice))
+    bench.map(61001)
+    after = restarted(make_bench, bench)
+    after.out(after.udp(alice))
+    after.out(after.syn(alice))
+    assert after.sent == []
+    assert len(after.asked) == 2
+    after.map(61007)
+    assert dpkt.ip.IP(after.sent[0]).data.dport == 61007
+
+
+def test_a_new_connection_on_an_old_four_tuple_asks_again(bench) -> None:
+    alice = bench.learn()
+    bench.out(bench.syn(alice))
+    bench.map(61000)
+    bench.come(bench.tcp_back(packet.TCP_SYN | packet.TCP_ACK))
+    bench.come(bench.tcp_back(packet.TCP_RST))
+    before = len(bench.sent)
+    bench.out(bench.syn(alice, sequence=9000))
+    assert len(bench.sent) == before
+    assert len(bench.asked) == 2
 
 
 def test_a_router_with_a_restored_flow_is_known_to_speak_natf(make_bench, bench) -> None:
@@ -76,7 +104,7 @@ def test_a_router_with_a_restored_flow_is_known_to_speak_natf(make_bench, bench)
     after.out(after.udp(alice, s=40001))
     after.mirror()
     assert after.count("control.ignored.mirror_of_peer") == 2
-    assert [entry.mapped for entry in after.core.vat] == [Endpoint(after.G2, 61000)]
+    assert len(after.core.vat) == 0
 
 
 def test_a_restored_direct_flow_stays_direct(make_bench, bench) -> None:
