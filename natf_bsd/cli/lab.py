@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -68,6 +69,10 @@ def demo(in_memory: bool) -> None:
     """Tell the whole story on this machine, step by step with times, and leave nothing behind."""
     from natf_bsd.lab.figure1 import Figure1Lab
     from natf_bsd.natd_bridge import netfilter
+
+    # As Control-C: the lab is taken down on the way out.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
     reason = "--in-memory was given" if in_memory else Figure1Lab.is_supported() or netfilter.unavailable()
     if reason is None:

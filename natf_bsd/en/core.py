@@ -146,7 +146,8 @@ class EnCore:
         return effects
 
     def _begin_again(self, entry: VatEntry, packet: Packet, key: bytes, now: float) -> list[Effect]:
-        """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host: ask before
+        """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host:
+        ask before
         anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart."""
         self.vat.remove(entry)
         return self._settle_removed(now) + self._first_packet(packet, key, now)

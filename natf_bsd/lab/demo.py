@@ -62,7 +62,7 @@ class Demo:
 
     def run(self) -> list[str]:
         self._say(
-            "NAT-f on one machine: external node, public segment, router with the kernel's NAT, alice, bob and eve behind it."
+            "NAT-f on one machine: an external node, a router with the kernel's NAT, and alice, bob and eve behind it."
         )
         with self._lab:
             self._tell()

@@ -1,6 +1,8 @@
-"""The paper's figure 1 in memory: both cores, a model NAT and small hosts, joined by a wire that loses, repeats and reorders.
+"""The paper's figure 1 in memory: both cores, a model NAT and small hosts, joined by a wire that loses, repeats and
+reorders.
 
-Time is simulated: `run` takes the next event, whatever hour that is. Tests use it to meet the cores with a bad network in milliseconds, and
+Time is simulated: `run` takes the next event, whatever hour that is. Tests use it to meet the cores with a bad
+network in milliseconds, and
 `natf demo` where no namespaces can be made.
 """
 
@@ -42,7 +44,8 @@ eve    192.168.0.4  deny
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the wire between external node and router does to a packet: probabilities, and delay in seconds (uniform, so it reorders)."""
+    """What the wire between external node and router does to a packet: probabilities, and delay in seconds
+    (uniform, so it reorders)."""
 
     loss: float = 0.0
     duplication: float = 0.0
@@ -51,7 +54,8 @@ class Link:
 
 
 class EchoHost:
-    """A host that answers: UDP datagrams come back behind the host's name, TCP connections open, echo and close, pings are mirrored.
+    """A host that answers: UDP datagrams come back behind the host's name, TCP connections open, echo and close,
+    pings are mirrored.
 
     `accepts` limits the ports that are open; the others answer with a RST or a port unreachable.
     """
@@ -135,7 +139,8 @@ class EchoHost:
 class Fabric:
     """External node, wire, router with its NAT, inside hosts, and two plain hosts (one of them deaf to pings).
 
-    `en_sends` is what a program on the external node sends; `delivered` what reached its sockets; `wire_log` every packet that came out of the
+    `en_sends` is what a program on the external node sends; `delivered` what reached its sockets; `wire_log` every
+    packet that came out of the
     wire as (time, packet). `router_up` False is a router without our daemon: an ordinary one that mirrors pings.
     `router_refuses`: whether closed ports of the router itself answer; behind its firewall they don't.
     """
@@ -146,7 +151,7 @@ class Fabric:
         en: EnConfig,
         router: RouterConfig | None = None,
         act: AccessTable | None = None,
-        link: Link = Link(),  # noqa: B008  (frozen)
+        link: Link = Link(),
         nat: NatModel | None = None,
         seed: int = 0,
     ) -> None:

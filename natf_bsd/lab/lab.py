@@ -161,9 +161,12 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            sys.stderr.write(self.report())
-        self.down()
+        try:
+            if error is not None:
+                sys.stderr.write(self.report())
+        finally:
+            # Also when nobody reads standard error any more (`natf demo 2>&1 | head`).
+            self.down()
 
     # Running things.
 

@@ -82,7 +82,7 @@ def test_the_version(host):
     assert host.good("--version") == f"natf, version {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["frobnicate"], ["act", "frobnicate"], ["en"], ["--nonsense"], ["act", "add"]])
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["act", "frobnicate"], ["--nonsense"], ["act", "add"]])
 def test_a_mistake_of_usage_has_status_2(host, arguments):
     assert host.natf(*arguments).exit_code == 2
 

@@ -151,7 +151,8 @@ def test_an_unknown_role_is_a_mistake_of_usage(host):
     assert "'switch' is not one of 'en', 'router'" in result.stderr
 
 
-def test_the_configuration_that_was_named_must_be_there(host):
+def test_the_configuration_that_was_named_must_be_there(host, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     host.config.unlink()
     for command in (["status"], ["cleanup"], ["en", "run"], ["router", "run"]):
         assert "No such file or directory; expected the configuration file" in host.refused(*command)

@@ -1,4 +1,5 @@
-"""Daemons that are killed, restarted, stopped and cleaned up after: what survives, and that nothing is left behind."""
+"""Daemons that are killed, restarted, stopped and cleaned up after: what survives, and that nothing is left
+behind."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from natf_bsd.wire import build, packet
 DOMAINS = ("home.example.net", "plain.example.net", "silent.example.net")
 INSIDE = parse_address("192.168.0.0")[:2]
 
-_RESENT_AFTER = (1.0, 3.0, 7.0, 15.0, 31.0)
-"""Seconds after its first packet at which a program sends it again: TCP's SYN (RFC 6298), and a patient UDP client."""
+_RESENT_AFTER = (1.0, 3.0, 7.0, *(float(second) for second in range(10, 60, 3)))
+"""Seconds after its first packet at which a patient program sends it again, at first as TCP does (RFC 6298)."""
 
 
 class Program:
@@ -194,3 +194,9 @@ def make_world() -> Iterator[Callable[..., World]]:
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+@pytest.fixture(scope="session")
+def world_class() -> type[World]:
+    """For properties, whose every example needs a world of its own."""
+    return World

@@ -1,0 +1,168 @@
+"""The exact commands of both roles: a change of the firewall has to be meant, and shows here."""
+
+from __future__ import annotations
+
+from natf_bsd.firewall import linux
+from natf_bsd.firewall.command import Command, Sysctl
+from natf_bsd.types import parse_address
+
+EN = linux.EnFirewall("240.0.0.0/8", dns_queue=8710, out_queue=8711, in_queue=8712, mark=0x4E000000, mask=0xFF000000)
+ROUTER = linux.RouterFirewall(
+    "wan",
+    parse_address("203.0.113.1"),
+    control_queue=8701,
+    mark=0x4E000000,
+    mask=0xFF000000,
+    tun="natf0",
+    table=78,
+)
+
+EN_CHAINS = """\
+*filter
+:NATF-EN-OUTPUT - [0:0]
+-A NATF-EN-OUTPUT -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+COMMIT
+*mangle
+:NATF-EN-INPUT - [0:0]
+:NATF-EN-OUTPUT - [0:0]
+-A NATF-EN-INPUT -m connmark --mark 0x4e000000/0xff000000 -j NFQUEUE --queue-num 8712
+-A NATF-EN-INPUT -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
+COMMIT
+*raw
+:NATF-EN-PREROUTING - [0:0]
+:NATF-EN-OUTPUT - [0:0]
+-A NATF-EN-PREROUTING -s 240.0.0.0/8 ! -i lo -j DROP
+-A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
+-A NATF-EN-OUTPUT -d 240.0.0.0/8 -j NFQUEUE --queue-num 8711 --queue-bypass
+COMMIT
+"""
+
+ROUTER_CHAINS = """\
+*filter
+:NATF-RT-FORWARD - [0:0]
+-A NATF-RT-FORWARD -i natf0 -o natf0 -j ACCEPT
+COMMIT
+*nat
+:NATF-RT-POSTROUTING - [0:0]
+-A NATF-RT-POSTROUTING -o natf0 -j SNAT --to-source 203.0.113.1
+COMMIT
+*raw
+:NATF-RT-OUTPUT - [0:0]
+:NATF-RT-PREROUTING - [0:0]
+-A NATF-RT-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
+-A NATF-RT-PREROUTING -i wan -p icmp --icmp-type echo-request -m addrtype --dst-type LOCAL \
+-m length --length 156:65535 -j NFQUEUE --queue-num 8701 --queue-bypass
+COMMIT
+"""
+
+
+def texts(commands: list[Command]) -> list[str]:
+    return [" ".join(command.argv) for command in commands]
+
+
+def test_the_external_nodes_chains_are_filled_by_one_process() -> None:
+    first, *jumps = linux.en_rules(EN)
+    assert first == Command(("iptables-restore", "-w", "--noflush"), stdin=EN_CHAINS)
+    assert texts(jumps) == [
+        "iptables -w -t filter -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-EN-PREROUTING",
+        "iptables -w -t mangle -I INPUT 1 -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w -t mangle -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+    ]
+
+
+def test_the_routers_commands() -> None:
+    first, *rest = linux.router_rules(ROUTER)
+    assert first == Command(("iptables-restore", "-w", "--noflush"), stdin=ROUTER_CHAINS)
+    assert texts(rest) == [
+        "iptables -w -t nat -I POSTROUTING 1 -m comment --comment natf -j NATF-RT-POSTROUTING",
+        "iptables -w -t filter -I FORWARD 1 -m comment --comment natf -j NATF-RT-FORWARD",
+        "iptables -w -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-RT-OUTPUT",
+        "iptables -w -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-RT-PREROUTING",
+        "ip link set natf0 up mtu 1500",
+        "ip -4 rule del priority 78 protocol 78",
+        "ip -4 rule add iif natf0 lookup 78 priority 78 protocol 78",
+        "ip -4 route replace default dev natf0 table 78 proto 78",
+    ]
+    assert linux.router_sysctls(ROUTER) == [
+        Sysctl("net/ipv4/conf/natf0/rp_filter", "2"),
+        Sysctl("net/ipv6/conf/natf0/disable_ipv6", "1", optional=True),
+        Sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+    ]
+
+
+def test_each_jump_is_made_only_where_it_is_missing() -> None:
+    jumps = [command for command in linux.en_rules(EN) + linux.router_rules(ROUTER) if "-I" in command.argv]
+    assert len(jumps) == 9
+    for command in jumps:
+        hook = command.argv.index("-I") + 1
+        # The check is the same rule without its place.
+        expected = [*command.argv[: hook - 1], "-C", command.argv[hook], *command.argv[hook + 2 :]]
+        assert command.unless == tuple(expected)
+
+
+def test_every_chain_has_its_jump_and_every_jump_its_chain() -> None:
+    for commands in linux.en_rules(EN), linux.router_rules(ROUTER):
+        filled, jumped, table = set(), set(), ""
+        for line in (commands[0].stdin or "").splitlines():
+            table = line[1:] if line.startswith("*") else table
+            if line.startswith(":"):
+                filled.add((table, line[1:].split()[0]))
+        for command in commands:
+            if "-I" in command.argv:
+                jumped.add((command.argv[3], command.argv[-1]))
+        assert filled == jumped
+
+
+def test_undo_of_the_external_node() -> None:
+    commands = linux.en_undo()
+    assert texts(commands) == [
+        "iptables -w -t raw -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w -t raw -F NATF-EN-OUTPUT",
+        "iptables -w -t raw -X NATF-EN-OUTPUT",
+        "iptables -w -t mangle -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w -t mangle -F NATF-EN-OUTPUT",
+        "iptables -w -t mangle -X NATF-EN-OUTPUT",
+        "iptables -w -t mangle -D INPUT -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w -t mangle -F NATF-EN-INPUT",
+        "iptables -w -t mangle -X NATF-EN-INPUT",
+        "iptables -w -t raw -D PREROUTING -m comment --comment natf -j NATF-EN-PREROUTING",
+        "iptables -w -t raw -F NATF-EN-PREROUTING",
+        "iptables -w -t raw -X NATF-EN-PREROUTING",
+        "iptables -w -t filter -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w -t filter -F NATF-EN-OUTPUT",
+        "iptables -w -t filter -X NATF-EN-OUTPUT",
+    ]
+    assert {command.may_fail for command in commands} == {(1, 2)}
+
+
+def test_undo_of_the_router() -> None:
+    commands = linux.router_undo(table=78)
+    assert texts(commands) == [
+        "iptables -w -t raw -D PREROUTING -m comment --comment natf -j NATF-RT-PREROUTING",
+        "iptables -w -t raw -F NATF-RT-PREROUTING",
+        "iptables -w -t raw -X NATF-RT-PREROUTING",
+        "iptables -w -t raw -D OUTPUT -m comment --comment natf -j NATF-RT-OUTPUT",
+        "iptables -w -t raw -F NATF-RT-OUTPUT",
+        "iptables -w -t raw -X NATF-RT-OUTPUT",
+        "iptables -w -t filter -D FORWARD -m comment --comment natf -j NATF-RT-FORWARD",
+        "iptables -w -t filter -F NATF-RT-FORWARD",
+        "iptables -w -t filter -X NATF-RT-FORWARD",
+        "iptables -w -t nat -D POSTROUTING -m comment --comment natf -j NATF-RT-POSTROUTING",
+        "iptables -w -t nat -F NATF-RT-POSTROUTING",
+        "iptables -w -t nat -X NATF-RT-POSTROUTING",
+        "ip -4 rule del priority 78 protocol 78",
+        "ip -4 route flush table 78 proto 78",
+    ]
+
+
+def test_a_command_shows_as_shell_text_that_does_the_same() -> None:
+    jump = Command(("iptables", "-I", "INPUT"), unless=("iptables", "-C", "INPUT"))
+    assert jump.shell() == "iptables -C INPUT 2>/dev/null || iptables -I INPUT"
+    assert Command(("ip", "rule", "del"), may_fail=(2,)).shell() == "ip rule del || true"
+    assert Command(("cat",), stdin="a b\n").shell() == "cat <<'END'\na b\nEND"
+    assert Command(("echo", "two words")).shell() == "echo 'two words'"
+    assert Sysctl("net/ipv4/ip_forward", "1").shell() == "sysctl -w net/ipv4/ip_forward=1"
