@@ -37,6 +37,7 @@ _IN = 1
 _A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
 _EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
 _POINTER, _LABEL_MAXIMUM, _NAME_MAXIMUM = 0xC0, 63, 255  # RFC 1035 sections 4.1.4, 2.3.4
+_POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
 
 
 class Outcome(enum.Enum):
@@ -285,7 +286,9 @@ def _expand(data: bytes, offset: int) -> tuple[_Labels, int]:
 
 def _follow(data: bytes, offset: int, barrier: int) -> tuple[int, int]:
     """Where the label at `offset` really is, and its length. Every jump must go to before `barrier`."""
-    while offset < len(data):
+    for _ in range(_POINTERS_MAXIMUM):
+        if offset >= len(data):
+            break
         length = data[offset]
         if length <= _LABEL_MAXIMUM:
             return offset, length

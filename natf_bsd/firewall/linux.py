@@ -142,6 +142,10 @@ def router_sysctls(fw: RouterFirewall) -> list[Sysctl]:
         Sysctl(f"net/ipv6/conf/{fw.tun}/disable_ipv6", "1", optional=True),
         # The sequence number of the real SYN+ACK can't fit the pseudo SYN's (FREEBSD.md section 10).
         Sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+        # For the same reason conntrack never learns the window of such a connection, takes it for zero, and forgets the
+        # connection after this time without a packet, 300 s by default, instead of tcp_timeout_established (seen on
+        # 6.18). So this is what a mapping lives: the paper's value for established TCP [4].
+        Sysctl("net/netfilter/nf_conntrack_tcp_timeout_max_retrans", "86400"),
     ]
 
 

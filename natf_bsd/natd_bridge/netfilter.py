@@ -29,11 +29,15 @@ _BATCH: Final = 64
 _FIRST_AND_IDENT: Final = struct.Struct("!B3xH")
 
 _SETTINGS: Final = Path("/proc/sys/net/netfilter")
-# The announced lifetime is the paper's [4], or conntrack's own if that is shorter. The second number is conntrack's
-# default (Documentation/networking/nf_conntrack-sysctl.rst), for a kernel that has not loaded it yet.
+# The announced lifetime is the paper's [4], or conntrack's own if that is shorter. Mappings of ours live by
+# tcp_timeout_max_retrans (see `firewall.linux.router_sysctls`). The numbers are conntrack's defaults
+# (Documentation/networking/nf_conntrack-sysctl.rst), for a kernel that has not loaded it yet.
 _LIFETIMES: Final = {
-    int(Protocol.UDP): (60, "nf_conntrack_udp_timeout", 30),
-    int(Protocol.TCP): (86_400, "nf_conntrack_tcp_timeout_established", 432_000),
+    int(Protocol.UDP): (60, {"nf_conntrack_udp_timeout": 30}),
+    int(Protocol.TCP): (
+        86_400,
+        {"nf_conntrack_tcp_timeout_established": 432_000, "nf_conntrack_tcp_timeout_max_retrans": 300},
+    ),
 }
 
 _OPEN_ERRORS: Final = {
@@ -89,8 +93,8 @@ class NetfilterBridge:
     def lifetime(self, protocol: int) -> int:
         """Read from conntrack once; whoever changes its timeouts restarts the router."""
         if protocol not in self._lifetimes:
-            announced, setting, default = _LIFETIMES[protocol]
-            self._lifetimes[protocol] = min(announced, _setting(setting, default))
+            announced, settings = _LIFETIMES[protocol]
+            self._lifetimes[protocol] = min(announced, *(_setting(*setting) for setting in settings.items()))
         return self._lifetimes[protocol]
 
     def close(self) -> None:

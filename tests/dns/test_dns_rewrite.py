@@ -422,3 +422,13 @@ def test_a_pointer_to_a_pointer_backwards_is_followed():
         cname, record(target, 5, b"\x01c\0"), record(bytes([0xC0, FIRST_ANSWER + 12 + 4 + 12]), 1, b"\1\2\3\4")
     )
     assert texts(read(run(again).data).answer) == [f"{QNAME} 300 IN A {V1}"]
+
+
+@pytest.mark.parametrize(("pointers", "outcome"), [(6, Outcome.REWRITTEN), (7, Outcome.FAILED), (4000, Outcome.FAILED)])
+def test_a_chain_of_pointers_in_a_row_has_its_limit(pointers, outcome):
+    """A message of 20 kB could else cost half a second."""
+    start = FIRST_ANSWER + 12
+    chain = QUESTION + b"".join(struct.pack("!H", 0xC000 | start + 2 * number) for number in range(pointers - 1))
+    owner = struct.pack("!H", 0xC000 | start + len(chain) - 2)
+    data = handmade(record(QUESTION, 16, chain), record(owner, 1, parse_address(G2)))
+    assert run(data).outcome is outcome

@@ -19,7 +19,8 @@ DOMAIN = "home.example.net"
 
 
 class Bench:
-    """One `EnCore`. `sent` (bytes) and `put_back` (packets), `dropped`, `told` (to programs), `asked` (time, router, echo)."""
+    """One `EnCore`. `sent` (bytes) and `put_back` (the packets), `dropped`, `told` (errors to programs), `asked`
+    (requests as time, router, echo)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
@@ -128,7 +129,9 @@ class Bench:
 
     # What programs send and what comes back to them.
 
-    def syn(self, virtual: Address, *, s: int = 40000, d: int = 80, sequence: int = 7000, payload: bytes = b"") -> bytes:
+    def syn(
+        self, virtual: Address, *, s: int = 40000, d: int = 80, sequence: int = 7000, payload: bytes = b""
+    ) -> bytes:
         return self.tcp(virtual, packet.TCP_SYN, s=s, d=d, sequence=sequence, payload=payload)
 
     def tcp(self, virtual: Address, flags: int, *, s: int = 40000, d: int = 80, **fields: object) -> bytes:

@@ -6,7 +6,7 @@ import dpkt
 import pytest
 
 from natf_bsd.config import EnConfig, Key
-from natf_bsd.en.refusals import REMEMBERED_FOR
+from natf_bsd.en.refusals import REMEMBERED_FOR, Reaction, Refusals
 from natf_bsd.types import Endpoint
 from natf_bsd.wire import icmp, message, packet
 
@@ -297,3 +297,22 @@ def test_after_silence_the_next_packet_asks_again(bench) -> None:
     bench.out(bench.syn(virtual))
     bench.map()
     assert len(bench.sent) == 1
+
+
+def test_an_answer_with_a_number_we_never_used_is_good_but_measures_nothing(bench) -> None:
+    bench.out(bench.syn(bench.learn()))
+    _, router, echo = bench.asked[0]
+    answer = message.encode(message.Response(echo.data[8:16], Endpoint(router, 61000), 60))
+    bench.control(router, icmp.encode_echo(icmp.Echo(icmp.ECHO_REPLY, echo.ident, 9, answer)))
+    assert len(bench.sent) == 1
+    assert list(bench.core.peers) == []
+
+
+def test_without_room_to_remember_a_refusal_the_router_is_asked_again() -> None:
+    refusals = Refusals(maximum=1)
+    refusals.remember(b"one", Reaction.REFUSED, 0.0)
+    refusals.remember(b"two", Reaction.UNREACHABLE, 0.0)
+    refusals.remember(b"one", Reaction.UNREACHABLE, 1.0)
+    assert (refusals.get(b"one"), refusals.get(b"two")) == (Reaction.REFUSED, None)
+    refusals.expire(REMEMBERED_FOR)
+    assert refusals.get(b"one") is None

@@ -1,4 +1,4 @@
-"""Held packets: bounded per flow and in all; a retransmission takes the place of what it repeats (DESIGN.md section 4)."""
+"""Held packets: bounded per flow and in all; a retransmission replaces what it repeats (DESIGN.md section 4)."""
 
 from __future__ import annotations
 

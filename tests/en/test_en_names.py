@@ -13,7 +13,9 @@ from natf_bsd.types import Direction, Endpoint, Packet, format_address, parse_ad
 from natf_bsd.wire import build
 
 
-def answer_bytes(name: str, *sets: tuple[str, str], rcode: dns.rcode.Rcode = dns.rcode.NOERROR, kind: str = "A") -> bytes:
+def answer_bytes(
+    name: str, *sets: tuple[str, str], rcode: dns.rcode.Rcode = dns.rcode.NOERROR, kind: str = "A"
+) -> bytes:
     answer = dns.message.make_response(dns.message.make_query(name, kind))
     answer.set_rcode(rcode)
     answer.answer += [dns.rrset.from_text(name, 60, "IN", one, text) for one, text in sets]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +102,7 @@ def test_legal_event_moves_on(state: State, event: Event) -> None:
 @pytest.mark.parametrize(("state", "event"), ILLEGAL, ids=str)
 def test_illegal_event_is_named_and_changes_nothing(state: State, event: Event) -> None:
     reached = in_state(state)
-    # An idle negotiation has not begun its four seconds: they were over in the year dot, so that retrying is exhaustion.
+    # An idle negotiation has not begun its four seconds: counted from 0 they are over, and retrying is exhaustion.
     named = Event.EXHAUSTED if (state, event) == (State.IDLE, Event.RETRY) else event
     with pytest.raises(IllegalTransition, match=rf"{named.name} in state {state.name} of tcp 203\.0\.113\.10:40000"):
         CAUSES[event](reached)
@@ -127,7 +129,7 @@ def test_never_more_than_five_tries_nor_four_seconds_whatever_the_round_trip(rto
     times, end, _ = sendings(rto)
     assert 3 <= len(times) <= TRIES == 5
     assert end == pytest.approx(GIVE_UP_AFTER)
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert waits == pytest.approx([rto * 2**n for n in range(len(waits))])
 
 

@@ -1,4 +1,4 @@
-"""The external node restarted: names keep their addresses, flows their mappings, and rubbish in the journal does no harm."""
+"""The external node restarted: names keep their addresses, flows their mappings; rubbish in the journal is harmless."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from natf_bsd.config import EnConfig
 from natf_bsd.en import report
 from natf_bsd.en.core import EnCore
 from natf_bsd.tables.virtual import VirtualAddresses
-from natf_bsd.types import Endpoint, Name, format_address
+from natf_bsd.types import Name, format_address
 from natf_bsd.wire import packet
 
 

@@ -1,4 +1,4 @@
-"""Which router is asked, and when a flow goes to G2 itself [4]: never to a router known to speak NAT-f, never past a key."""
+"""Which router is asked, and when a flow goes to G2 itself [4]: never one known to speak NAT-f, never past a key."""
 
 from __future__ import annotations
 

@@ -91,6 +91,7 @@ def test_the_routers_commands() -> None:
         Sysctl("net/ipv4/conf/natf0/rp_filter", "2"),
         Sysctl("net/ipv6/conf/natf0/disable_ipv6", "1", optional=True),
         Sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+        Sysctl("net/netfilter/nf_conntrack_tcp_timeout_max_retrans", "86400"),
     ]
 
 

@@ -41,7 +41,12 @@ COMMIT
 -A POSTROUTING -o wan -j MASQUERADE
 COMMIT
 """
-SETTINGS = ["net/ipv4/conf/all/rp_filter", "net/ipv4/ip_forward", "net/netfilter/nf_conntrack_tcp_be_liberal"]
+SETTINGS = [
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/ip_forward",
+    "net/netfilter/nf_conntrack_tcp_be_liberal",
+    "net/netfilter/nf_conntrack_tcp_timeout_max_retrans",
+]
 
 
 class Host:

@@ -218,6 +218,25 @@ def test_a_pseudo_packet_does_not_shorten_the_life_of_an_established_connection(
 
 
 @spaces.isolated
+def test_an_established_mapping_lives_by_the_setting_the_rules_raise_and_not_by_tcp_timeout_established() -> None:
+    home = Home()
+    server = home.listener()
+    for limit, survives in ("2", False), ("86400", True):
+        home.router.set("net/netfilter/nf_conntrack_tcp_timeout_max_retrans", limit)
+        client = home.tcp(port=LOCAL + int(limit) % 7)
+        client.connect(("203.0.113.1", home.mapping(6, local=LOCAL + int(limit) % 7)))
+        accepted, _ = server.accept()
+        assert exchange(client, accepted, 10)
+        time.sleep(3.5)
+        if survives:
+            assert exchange(client, accepted, 10)
+        else:
+            client.send(b"to a mapping that has gone")
+            with pytest.raises(ConnectionResetError):  # by the router itself
+                client.recv(10)
+
+
+@spaces.isolated
 def test_two_inside_hosts_are_told_apart_by_their_ports() -> None:
     home = Home()
     servers = {ALICE: home.udp_server(ALICE), BOB: home.udp_server(BOB)}
@@ -328,6 +347,9 @@ def test_the_announced_lifetime_is_never_longer_than_conntracks() -> None:
     with home.router:
         other = NetfilterBridge("natf1")
         assert (other.lifetime(17), other.lifetime(6)) == (60, 3600)
+    home.router.set("net/netfilter/nf_conntrack_tcp_timeout_max_retrans", "300")
+    with home.router:
+        assert NetfilterBridge("natf2").lifetime(6) == 300
 
 
 @spaces.isolated

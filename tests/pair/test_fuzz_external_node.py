@@ -10,19 +10,20 @@ import dns.message
 import dns.rrset
 import pytest
 
-from natf_bsd.config import EnConfig
+from natf_bsd.config import EnConfig, Key
 from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
 from natf_bsd.en import report
 from natf_bsd.en.core import MAXIMUM_NEGOTIATIONS, EnCore
 from natf_bsd.en.held import IN_ALL
-from natf_bsd.lab.fabric import EN, ROUTER
+from natf_bsd.lab.fabric import EN, ROUTER, Fabric
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Direction, Endpoint, Name, Packet, parse_address
-from natf_bsd.wire import build, icmp, message, packet
+from natf_bsd.wire import auth, build, icmp, message, packet
 
 DATAGRAMS = 100_000
 """To each of the four inputs (issue 2)."""
 
+KEY = Key(b"keyident", b"k" * 32)
 MAXIMUM_NAMES = 60
 MAXIMUM_FLOWS = 150
 HOSTS = [f"host{number}" for number in range(80)]
@@ -69,7 +70,9 @@ def outbound_corpus() -> list[bytes]:
             found += [datagram, build.udp(source, Endpoint(virtual, 5000), b"another", checksum=False)]
             for flags in (2, 2, 16, 17, 4, 24):
                 found.append(build.tcp(source, service, flags=flags, sequence=s, payload=b"x" * (flags & 8)))
-            found.append(build.unreachable_for(build.udp(Endpoint(virtual, 5000), source, b"answer"), code=3, source=EN))
+            found.append(
+                build.unreachable_for(build.udp(Endpoint(virtual, 5000), source, b"answer"), code=3, source=EN)
+            )
         found.append(build.icmp_echo(EN, virtual, reply=False, ident=1, sequence=1, payload=b"ping"))
     chatty = Endpoint(virtual_of(HOSTS[0]), 5000)
     found += [build.udp(Endpoint(EN, 39999), chatty, bytes([number % 256])) for number in range(len(found) // 20)]
@@ -86,8 +89,17 @@ def inbound_corpus() -> list[bytes]:
             for flags in (18, 16, 17, 4):
                 found.append(build.tcp(mapped, program, flags=flags))
             sent = build.udp(program, mapped, b"datagram")
-            found += [build.unreachable_for(sent, code=3, source=ROUTER), build.unreachable_for(sent, code=1, source=OTHER)]
-    return [bytes(data) for data in found]
+            found += [
+                build.unreachable_for(sent, code=3, source=ROUTER),
+                build.unreachable_for(sent, code=1, source=OTHER),
+            ]
+    fabric = Fabric(en=EnConfig(("home.example.net",)))
+    relation = fabric.en.names.learn(Name("alice", "home.example.net"), [ROUTER], 3600, fabric.now)
+    for s in SOURCES:
+        fabric.en_sends(build.tcp(Endpoint(EN, s), Endpoint(relation.virtual, 80), flags=packet.TCP_SYN))
+        fabric.en_sends(build.udp(Endpoint(EN, s), Endpoint(relation.virtual, 5000), b"hello"))
+    fabric.run(2)
+    return [bytes(data) for data in found] + [data for _, data in fabric.wire_log]
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
@@ -113,8 +125,9 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 class Fuzzer:
     """An external node, and a hostile or broken world round it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, keyed: bool = False) -> None:
         self.rng = random.Random(seed)
+        self.keyed = keyed
         config = EnConfig(
             ("home.example.net",),
             maximum_names=MAXIMUM_NAMES,
@@ -122,8 +135,9 @@ class Fuzzer:
             minimum_ttl=1.0,
             quarantine=2.0,
             on_silence="direct",
+            keys={"home.example.net": KEY} if keyed else {},
         )
-        self.core = EnCore(config, token=self.rng.randbytes)
+        self.core = EnCore(config, inbound_exact=not keyed, token=self.rng.randbytes)
         self.now = 1000.0
         self.requests: deque[tuple[bytes, icmp.Echo]] = deque(maxlen=64)
         self.done: Counter[type[Effect]] = Counter()
@@ -140,8 +154,12 @@ class Fuzzer:
     def step(self, number: int) -> None:
         rng, now = self.rng, self.now
         self.perform(self.core.handle_dns(Packet(bytearray(mutated(rng, rng.choice(self.dns))), Direction.IN), now))
-        self.perform(self.core.handle_outbound(Packet(bytearray(mutated(rng, rng.choice(self.out))), Direction.OUT), now))
-        self.perform(self.core.handle_inbound(Packet(bytearray(mutated(rng, rng.choice(self.inbound))), Direction.IN), now))
+        self.perform(
+            self.core.handle_outbound(Packet(bytearray(mutated(rng, rng.choice(self.out))), Direction.OUT), now)
+        )
+        self.perform(
+            self.core.handle_inbound(Packet(bytearray(mutated(rng, rng.choice(self.inbound))), Direction.IN), now)
+        )
         self.perform(self.core.handle_control(*self.control()[:2], now))
         self.pass_time(rng.random() * (0.004 if number % 1000 else 10.0))
 
@@ -157,6 +175,8 @@ class Fuzzer:
             return ROUTER, rng.randbytes(40)
         router, echo = self.requests[int(rng.random() ** 3 * len(self.requests))]
         data = self.answer(router, echo)
+        if self.keyed and rng.random() < 0.8 and data is not echo.data:
+            data = auth.sign(data, KEY.ident, KEY.secret, int(self.now * 1000))
         source = router if rng.random() < 0.95 else OTHER
         if rng.random() < 0.4:
             data = mutated(rng, data)
@@ -234,9 +254,22 @@ def test_the_fuzz_went_everywhere(fuzzed: Fuzzer) -> None:
     assert all(fuzzed.done[kind] > 100 for kind in (Send, Drop, Inject, SendControl, Save, Resumed))
 
 
+def test_with_a_key_and_a_filter_that_selects_by_router_it_lives_as_well() -> None:
+    fuzzer = Fuzzer(48, keyed=True)
+    for number in range(DATAGRAMS // 10):
+        fuzzer.step(number)
+    fuzzer.check()
+    assert fuzzer.core.counters["control.ignored.unauthenticated"] > 100
+    assert fuzzer.core.counters["in.sent.foreign"] > 100
+    assert fuzzer.core.counters["control.used.response"] > 100
+    assert fuzzer.core.counters["control.used.mirror"] == 0
+    assert not any(entry.direct for entry in fuzzer.core.vat)
+
+
 def test_afterwards_all_is_forgotten_in_time_and_a_new_flow_works_as_ever(fuzzed: Fuzzer) -> None:
     core = fuzzed.core
-    for seconds in (2.0**32, 10.0):  # the longest lifetime a router can answer, then the names' quarantine
+    # The end of the negotiations with one router and the next, of the longest lifetime, of the names' quarantine.
+    for seconds in (10.0, 10.0, 2.0**32, 10.0):
         fuzzed.pass_time(seconds)
     assert len(core.names) == len(core.vat) == len(core.held) == len(list(core.negotiations())) == 0
     assert core._negotiations == {}

@@ -16,10 +16,7 @@ def started(world, count: int = 20) -> list:
     """Programs in the middle of their conversation, TCP and UDP in turn."""
     hosts = {host: world.learn(host) for host in ("alice", "bob")}
     programs = [
-        world.program(host, hosts[host], udp=udp)
-        for _ in range(count // 4)
-        for host in hosts
-        for udp in (False, True)
+        world.program(host, hosts[host], udp=udp) for _ in range(count // 4) for host in hosts for udp in (False, True)
     ]
     world.run(1.0)
     assert {program.outcome for program in programs} == {"answered"}

@@ -24,15 +24,15 @@ LIFETIMES = {Protocol.TCP: 86400, Protocol.UDP: 60}
 
 
 class Bench:
-    """One `RouterCore`. `passed` (pings given back), `dropped`, `written` (pseudo-packets), `answers` (echo replies)."""
+    """One `RouterCore`. `passed` (pings given back), `dropped`, `written` (pseudo-packets), `answers` (replies)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
     ALICE = parse_address("192.168.0.2")
     BOB = parse_address("192.168.0.3")
 
-    def __init__(self, config: RouterConfig, table: str, style: pseudo.PseudoStyle) -> None:
-        self.random = random.Random(5)
+    def __init__(self, config: RouterConfig, table: str, style: pseudo.PseudoStyle, seed: int) -> None:
+        self.random = random.Random(seed)
         self.core = RouterCore(
             config, act.parse(table, "act"), style, lambda number: LIFETIMES[number], token=self.random.randbytes
         )
@@ -94,11 +94,15 @@ class Bench:
         self.send(message.encode(request))
         return request
 
-    def ask_signed(self, key: tuple[bytes, bytes], host: str = "alice", at: float | None = None, **fields: object) -> None:
+    def ask_signed(
+        self, key: tuple[bytes, bytes], host: str = "alice", at: float | None = None, **fields: object
+    ) -> None:
         data = message.encode(self.request(host, **fields))
         self.send(auth.sign(data, *key, int((self.now if at is None else at) * 1000)))
 
-    def send(self, data: bytes, *, source: Address | None = None, destination: Address | None = None, pad: int = 128) -> None:
+    def send(
+        self, data: bytes, *, source: Address | None = None, destination: Address | None = None, pad: int = 128
+    ) -> None:
         """An echo request with `data`, zero bytes behind it up to `pad`."""
         ident, sequence = 77, len(self.requests)
         whole = build.icmp_echo(
@@ -134,7 +138,7 @@ class Bench:
         self.now = end
 
     def check_balance(self) -> None:
-        """Every request received is answered, passed on, dropped or with the NAT; every one with the NAT ends somehow."""
+        """Every request is answered, passed on, dropped or given to the NAT, and every one at the NAT ends."""
         counters = self.core.counters
         done = counters["request.passed"] + counters.total("request.answered.") + counters.total("request.drop.")
         assert counters["request.received"] == done + counters["request.accepted"]
@@ -151,8 +155,10 @@ def make_bench() -> Iterator[Callable[..., Bench]]:
     """Makes benches; afterwards the counters of each must add up."""
     made: list[Bench] = []
 
-    def make(table: str = ACT, *, style: pseudo.PseudoStyle = pseudo.LIBALIAS_STYLE, **config: object) -> Bench:
-        made.append(Bench(RouterConfig(**config), table, style))
+    def make(
+        table: str = ACT, *, style: pseudo.PseudoStyle = pseudo.LIBALIAS_STYLE, seed: int = 5, **config: object
+    ) -> Bench:
+        made.append(Bench(RouterConfig(**config), table, style, seed))
         return made[-1]
 
     yield make

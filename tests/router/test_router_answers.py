@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from natf_bsd.config import RouterConfig
+from natf_bsd.effects import Inject
 from natf_bsd.natd_bridge import pseudo
-from natf_bsd.router.core import MAXIMUM_TEXT
+from natf_bsd.router.core import MAXIMUM_TEXT, RouterCore
 from natf_bsd.tables import act
-from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
+from natf_bsd.types import Direction, Endpoint, Flow, Packet, Protocol, parse_address
 from natf_bsd.wire import build, message
 
 
@@ -207,9 +209,13 @@ def test_an_implausible_source_gets_no_answer(bench, source: str) -> None:
 @pytest.mark.parametrize(
     "whole",
     [
-        build.icmp_echo(bytes([1, 2, 3, 4]), bytes([203, 0, 113, 1]), reply=False, ident=1, sequence=1, payload=bytes(200)),
+        build.icmp_echo(
+            bytes([1, 2, 3, 4]), bytes([203, 0, 113, 1]), reply=False, ident=1, sequence=1, payload=bytes(200)
+        ),
         build.icmp_echo(bytes([1, 2, 3, 4]), bytes([203, 0, 113, 1]), reply=True, ident=1, sequence=1, payload=b"NATf"),
-        build.icmp_echo(bytes([1, 2, 3, 4]), bytes([203, 0, 113, 1]), reply=False, ident=1, sequence=1, payload=b"NATf")[:-1],
+        build.icmp_echo(
+            bytes([1, 2, 3, 4]), bytes([203, 0, 113, 1]), reply=False, ident=1, sequence=1, payload=b"NATf"
+        )[:-1],
         build.udp(Endpoint(bytes([1, 2, 3, 4]), 1), Endpoint(bytes([203, 0, 113, 1]), 2), b"NATf"),
         b"",
         b"rubbish",
@@ -234,7 +240,7 @@ def test_a_request_with_a_wrong_checksum_is_left_to_the_kernel(bench) -> None:
 # No amplification.
 
 
-def test_the_longest_explanation_fits_the_smallest_request(make_bench) -> None:
+def test_the_longest_explanation_fits_the_smallest_request() -> None:
     longest = "your address is 255.255.255.255 here: an external node behind another NAT"
     assert len(longest) <= MAXIMUM_TEXT
     refusal = message.encode(message.Refused(bytes(8), message.Status.UNSUPPORTED, "x" * MAXIMUM_TEXT))
@@ -244,11 +250,6 @@ def test_the_longest_explanation_fits_the_smallest_request(make_bench) -> None:
 @given(st.integers(0, 255), st.binary(max_size=120))
 def test_whatever_a_request_says_its_answer_is_no_longer(number: int, rest: bytes) -> None:
     """Spoilt messages at the smallest size there is; explanations quote what they found."""
-    from natf_bsd.config import RouterConfig
-    from natf_bsd.effects import Inject
-    from natf_bsd.router.core import RouterCore
-    from natf_bsd.types import Direction, Packet
-
     core = RouterCore(RouterConfig(), act.parse("", "act"), pseudo.LIBALIAS_STYLE, lambda protocol: 60)
     head = message.HEADER.pack(message.MAGIC, 1, number % 6, 16 + len(rest), bytes(8))
     whole = build.icmp_echo(
