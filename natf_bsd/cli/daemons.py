@@ -25,7 +25,10 @@ def en() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be set up and how it would be undone; change nothing.")
 @click.pass_obj
 def en_run(path: Path, dry_run: bool) -> None:
-    """Run the external node until SIGTERM or SIGINT; then nothing of it is left on the host."""
+    """Run the external node until SIGTERM or SIGINT; then nothing of it is left on the host.
+
+    SIGHUP is for a restart: the daemon ends but its rules stay, and the connections live on when it is started again.
+    """
     settings = configuration.load(path).need_en()
     if dry_run:
         from natf_bsd.firewall import plan

@@ -77,7 +77,7 @@ class EnDaemon:
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
             self._listen()
-            stack.enter_context(Installed(plan.en(config, self._interface), config.run_dir))
+            self._installed = stack.enter_context(Installed(plan.en(config, self._interface), config.run_dir))
             server = ControlServer(config.run_dir / "en.sock", self._loop, {"status": self._status})
             stack.callback(server.close)
             log.info("external node ready on %s for %s", self._interface, ", ".join(config.home_domains))
@@ -91,6 +91,15 @@ class EnDaemon:
         self._loop.add_reader(self._control, self._read_control)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._loop.stop)
+        self._loop.on_signal(signal.SIGHUP, self._stop_for_restart)
+
+    def _stop_for_restart(self) -> None:
+        """End, but let the rules stand: until the next daemon is there they refuse virtual addresses at once, and
+        keep the
+        kernel from answering a mapped connection's packets with a RST."""
+        log.info("external node stops for a restart; its rules stay")
+        self._installed.stay()
+        self._loop.stop()
 
     def _restore(self) -> None:
         self._core.epoch_offset = epoch_offset()

@@ -33,6 +33,12 @@ class Installed:
     def __init__(self, plan: Plan, run_dir: Path) -> None:
         self._plan = plan
         self._journal = sysctl_journal(run_dir, plan.role)
+        self._stays = False
+
+    def stay(self) -> None:
+        """Leave everything in force at exit, for a daemon that is started again at once; `clean_up` can still undo
+        it."""
+        self._stays = True
 
     def __enter__(self) -> Installed:
         problems = runner.check(self._plan.checks)
@@ -49,7 +55,8 @@ class Installed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo()
+        if not self._stays:
+            self._undo()
 
     def _undo(self) -> None:
         for failure in runner.undo(self._plan.undo):

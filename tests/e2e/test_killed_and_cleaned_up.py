@@ -103,6 +103,19 @@ def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, 
     assert "alice" in connect(natf).stdout
 
 
+def test_a_restart_by_hangup_keeps_connections(natf: Figure1Lab) -> None:
+    talk = Talk(natf)
+    before = talk.request()
+    assert natf.en is not None
+    natf.en.send_signal(signal.SIGHUP)
+    assert natf.en.wait() == 0, natf.en.output()
+    address = natf.exec("en", ["getent", "ahostsv4", "alice.home.example.net"]).stdout.split()[0]
+    assert not address.startswith("240."), "no daemon, no rewriting"
+    natf.start_en()
+    assert talk.request() == before
+    assert "alice" in connect(natf).stdout
+
+
 def test_data_flow_on_while_the_router_has_no_daemon(natf: Figure1Lab) -> None:
     talk = Talk(natf)
     before = talk.request()
