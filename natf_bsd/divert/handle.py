@@ -38,14 +38,19 @@ class Backend(Protocol):
 def open_backend(port: int, direction: Direction, *, mark: int = 0, mask: int = 0) -> Backend:
     """The backend of this platform, opened on `port`.
 
-    `mark` and `mask` go on every packet sent, where the platform has packet marks: (old & ~mask) | mark. NatfError if
-    the platform has no backend, another process holds the port, or privileges or kernel modules are missing.
+    `mark` and `mask` go on every packet sent, where the platform has packet marks (FreeBSD has none: there a rule tells
+    by `diverted`): (old & ~mask) | mark. NatfError if the platform has no backend, another process holds the port, or
+    privileges or kernel modules are missing.
     """
     if sys.platform == "linux":
         from natf_bsd.divert.nfqueue import NfqueueBackend
 
         return NfqueueBackend(port, direction, mark=mark, mask=mask)
-    raise NatfError(f"no packet diversion for {sys.platform} yet: there is no divert(4) backend, only NFQUEUE")
+    if sys.platform.startswith("freebsd"):
+        from natf_bsd.divert.divert4 import DivertBackend
+
+        return DivertBackend(port, direction)
+    raise NatfError(f"no packet diversion for {sys.platform}: only divert(4) of FreeBSD and NFQUEUE of Linux")
 
 
 class Divert:
@@ -60,6 +65,14 @@ class Divert:
     `port` is a divert(4) port or an NFQUEUE number. `direction` is what the firewall rules of this port select; it is
     believed where the kernel can't tell (FREEBSD.md 1.4: packets on an interface without address look outgoing).
     `mark` and `mask` see `open_backend`; a `backend` given brings its own. NatfError when the port can't be opened.
+
+    On FreeBSD the C calls are::
+
+        int fd = socket(PF_DIVERT, SOCK_RAW, 0);
+        bind(fd, (struct sockaddr *)&sin, sizeof(sin));        /* sin.sin_port = htons(port) */
+
+    and the rule is `ipfw add N divert PORT ...`, with `in` or `out` as `direction` says. The socket comes first: what
+    a rule diverts to a port that nobody holds is dropped.
     """
 
     def __init__(
@@ -79,7 +92,10 @@ class Divert:
         self.close()
 
     def __iter__(self) -> Iterator[Packet]:
-        """Wait for packets and yield them one by one, until the handle is closed by the loop's body."""
+        """Wait for packets and yield them one by one, until the handle is closed by the loop's body.
+
+        The C call that waits is `poll()`; `recv_batch` reads.
+        """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         while not self._closed:
@@ -91,14 +107,25 @@ class Divert:
         return f"<Divert port={self.port} {self.direction.value}{' closed' if self._closed else ''}>"
 
     def recv_batch(self, limit: int = 64) -> list[Packet]:
-        """The packets that wait now, at most `limit`; an empty list when there is none. Never blocks."""
+        """The packets that wait now, at most `limit`; an empty list when there is none. Never blocks.
+
+        On FreeBSD the C call is, for each packet::
+
+            n = recvfrom(fd, data, 65535, 0, (struct sockaddr *)&sin, &len);      /* until EAGAIN */
+
+        `sin` (rule number, direction, receive interface) becomes the packet's token.
+        """
         return self._backend.receive(limit)
 
     def send(self, packet: Packet) -> None:
         """Put `packet` back where it was taken out, with its bytes as they are now; checksums are the caller's work.
 
-        It goes on behind the rule that diverted it. Raises NatfError for a packet that this handle does not hold:
-        one of our own making (those go through `divert.inject`), or one already sent or dropped.
+        It goes on behind the rule that diverted it. What the network answers (a rule denies it, no route, too big) is
+        counted, not raised. Raises NatfError for a packet that this handle does not hold: one of our own making (those
+        go through `divert.inject`, or on FreeBSD through `divert.divert4.own_packet`), or one already sent or dropped.
+        On FreeBSD the C call is::
+
+            sendto(fd, data, n, 0, (struct sockaddr *)&sin, sizeof(sin));         /* sin as it was received */
         """
         if packet.token is None:
             raise NatfError(_NOT_HELD)
@@ -106,7 +133,10 @@ class Divert:
         packet.token = None
 
     def drop(self, packet: Packet) -> None:
-        """Let the kernel forget `packet`. Raises NatfError for a packet this handle does not hold."""
+        """Let the kernel forget `packet`. Raises NatfError for a packet this handle does not hold.
+
+        On FreeBSD there is no C call: the packet left the kernel when it was read.
+        """
         if packet.token is None:
             raise NatfError(_NOT_HELD)
         self._backend.drop(packet)
@@ -117,7 +147,7 @@ class Divert:
         return self._backend.fileno()
 
     def close(self) -> None:
-        """Give up the port. Packets still held are dropped by the kernel. May be called again."""
+        """Give up the port. Packets still held are lost. May be called again. The C call is `close(fd)`."""
         self._closed = True
         self._backend.close()
 

@@ -13,12 +13,13 @@ from natf_bsd.errors import NatfError
 from natf_bsd.types import Address, format_address
 
 # What a network may answer to one packet; the sender can only go on (send(2), ip(7), raw(7)).
-_REFUSALS: Final = {
+REFUSALS: Final = {
     errno.EPERM: "not_permitted",  # a local firewall rule
     errno.EACCES: "not_permitted",  # the same on FreeBSD, or a broadcast address
     errno.ENETUNREACH: "unreachable",
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETDOWN: "unreachable",
+    errno.EHOSTDOWN: "unreachable",  # FreeBSD: nobody answers ARP
     errno.EADDRNOTAVAIL: "unreachable",
     errno.ENOBUFS: "no_buffers",
     errno.EAGAIN: "no_buffers",
@@ -41,7 +42,7 @@ class _RawSocket:
         except PermissionError:
             raise NatfError("raw socket: not permitted, root or CAP_NET_RAW is needed") from None
         self._socket.setblocking(False)
-        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *_REFUSALS.values()], 0))
+        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *REFUSALS.values()], 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -58,7 +59,7 @@ class _RawSocket:
         try:
             self._socket.sendto(data, (format_address(destination), 0))
         except OSError as error:
-            reason = _REFUSALS.get(error.errno or 0)
+            reason = REFUSALS.get(error.errno or 0)
             if reason is None:
                 raise
             self._counters[reason] += 1

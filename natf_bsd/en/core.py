@@ -281,8 +281,18 @@ class EnCore:
             negotiation.mirrored()
             return self._finish(negotiation, now)
         round_trip = negotiation.round_trip(sequence, now)
-        if round_trip is not None:
-            self.peers.answered(negotiation.router, round_trip, now)
+        news = self.peers.answered(negotiation.router, round_trip, now) if round_trip is not None else None
+        effects = self._answered(negotiation, heard, now)
+        if news is not None:
+            effects.append(Save(saved.router_record(news, self.epoch_offset)))
+        return effects
+
+    def _answered(
+        self,
+        negotiation: Negotiation,
+        heard: message.Response | message.CookieChallenge | message.Refused,
+        now: float,
+    ) -> list[Effect]:
         if isinstance(heard, message.CookieChallenge):
             return self._challenged(negotiation, heard.cookie, now)
         if isinstance(heard, message.Response):
@@ -334,6 +344,8 @@ class EnCore:
         packets = self.held.take(flow.key)
         if not packets and self.vat.by_out(flow.key) is None:
             return []  # the flow ended while it was being renewed
+        known = self.vat.by_out(flow.key)
+        changed = known is None or (known.mapped, known.lifetime, known.direct) != (mapped, lifetime, direct)
         try:
             entry = self._entry(flow, mapped, lifetime, direct, now)
         except (TableFull, KeyError):
@@ -344,7 +356,8 @@ class EnCore:
             entry.out_rewrite.apply(packet.data)
             self.counters.add("out.sent.released")
             effects.append(Send(packet))
-        effects.append(Save(saved.flow_record(entry)))
+        if changed:
+            effects.append(Save(saved.flow_record(entry)))
         return effects
 
     def _entry(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> VatEntry:
@@ -469,7 +482,7 @@ class EnCore:
                 self._request(negotiation, request, effects)
         self.vat.expire(now)
         effects += [Save(saved.name_gone(relation)) for relation in self.names.expire(now)]
-        self.peers.expire(now)
+        effects += [Save(saved.router_gone(peer)) for peer in self.peers.expire(now)]
         self._refusals.expire(now)
         return effects + self._settle_removed(now)
 
@@ -498,18 +511,21 @@ class EnCore:
     def restore(self, records: list[saved.Record], now: float) -> list[str]:
         """Take over what the previous run saved; returns a sentence for every record that could not be used."""
         complaints: list[str] = []
-        names, flows = saved.by_kind(records)
-        for record in names:
-            try:
-                self.names.restore(*saved.read_name(record, self.epoch_offset))
-            except (ValueError, KeyError, TypeError, TableFull) as error:
-                complaints.append(f"{record.get('id')}: {error}")
-        for record in flows:
-            try:
-                self._restore_flow(record, now)
-            except (ValueError, KeyError, TypeError, TableFull) as error:
-                complaints.append(f"{record.get('id')}: {error}")
+        names, routers, flows = saved.by_kind(records)
+        kinds = ((names, self._restore_name), (routers, self._restore_router), (flows, self._restore_flow))
+        for found, restore in kinds:
+            for record in found:
+                try:
+                    restore(record, now)
+                except (ValueError, KeyError, TypeError, TableFull) as error:
+                    complaints.append(f"{record.get('id')}: {error}")
         return complaints
+
+    def _restore_name(self, record: saved.Record, now: float) -> None:
+        self.names.restore(*saved.read_name(record, self.epoch_offset))
+
+    def _restore_router(self, record: saved.Record, now: float) -> None:
+        self.peers.restore(*saved.read_router(record, self.epoch_offset), now)
 
     def _restore_flow(self, record: saved.Record, now: float) -> None:
         """The entry as it was; its first packet outward asks the router whether it still holds."""
@@ -518,7 +534,6 @@ class EnCore:
         entry.note_in(0, now)  # it was in use: an established connection may be idle for long
         if not direct:
             self._unconfirmed.add(flow.key)
-            self.peers.restore(mapped.address, now)
         self.counters.add("flows.restored")
 
     # The last step of every way out.

@@ -77,7 +77,8 @@ class Negotiation:
     """Sans-IO: `start`, `retry` and `challenged` return the ICMP message to send; the rest only move the state.
 
     `rto` is the wait before the first retransmission in seconds, `ident` the ICMP identifier. The ICMP sequence
-    number is the number of the request, so that a late answer still gives a true round trip (RFC 6298 section 3 without
+    number is the number of the request, so that a late answer still gives a true round trip (RFC 6298 section 3
+    without
     its ambiguity).
     """
 
@@ -116,7 +117,8 @@ class Negotiation:
         return self._send(now, epoch_ms)
 
     def challenged(self, cookie: bytes, now: float, epoch_ms: int) -> bytes | None:
-        """The request again with the router's cookie in it, at once and with new tries; None for a cookie already sent
+        """The request again with the router's cookie in it, at once and with new tries; None for a cookie already
+        sent
         (an answer repeated, or to an earlier try) and for one too many."""
         if cookie == self._cookie or self._challenges >= MAXIMUM_CHALLENGES:
             return None

@@ -17,8 +17,11 @@ MAXIMUM_RTO = 1.0
 _SMOOTHING = 1 / 8
 """RFC 6298 section 2.3, alpha."""
 
-_MEMORY = 3600.0
-"""Seconds a router is remembered after its last answer."""
+_MEMORY = 7 * 86400.0
+"""Seconds a router is remembered after its last answer. As long as it is, it is never taken for an inside host."""
+
+_NEWS = 86400.0
+"""Seconds after which its answer is worth saving again."""
 
 
 @dataclass(slots=True)
@@ -28,6 +31,7 @@ class Peer:
     address: Address
     smoothed_rtt: float
     deadline: float
+    saved: float
 
     @property
     def rto(self) -> float:
@@ -35,8 +39,8 @@ class Peer:
 
 
 class Peers:
-    """Routers by address. Bounded; when full a new router is simply not remembered, which costs it only the better
-    first timeout."""
+    """Routers by address. Bounded; when full a new router is not remembered; it may then be taken
+    for a host without NAT-f while its daemon is away."""
 
     def __init__(self, maximum: int = 4096) -> None:
         self._table: Table[Peer] = Table(maximum, {"address": lambda peer: peer.address})
@@ -50,24 +54,33 @@ class Peers:
         NAT-f router."""
         return self._table.get("address", router) is not None
 
-    def answered(self, router: Address, rtt: float, now: float) -> None:
+    def answered(self, router: Address, rtt: float, now: float) -> Peer | None:
+        """It spoke NAT-f, `rtt` seconds after it was asked; returns what is worth saving of that."""
         peer = self._table.get("address", router)
         if peer is None:
-            try:
-                self._table.insert(Peer(router, rtt, now + _MEMORY))
-            except TableFull:
-                return
-        else:
-            peer.smoothed_rtt += _SMOOTHING * (rtt - peer.smoothed_rtt)
-            peer.deadline = now + _MEMORY
+            return self._insert(Peer(router, rtt, now + _MEMORY, now))
+        peer.smoothed_rtt += _SMOOTHING * (rtt - peer.smoothed_rtt)
+        peer.deadline = now + _MEMORY
+        if now < peer.saved + _NEWS:
+            return None
+        peer.saved = now
+        return peer
 
-    def restore(self, router: Address, now: float) -> None:
-        """A router that gave out a mapping which outlived our restart: it speaks NAT-f; its round trip is forgotten."""
+    def restore(self, router: Address, deadline: float, now: float) -> None:
+        """A router that spoke NAT-f before our restart and is remembered till `deadline`; its round trip is
+        forgotten."""
         if not self.speaks_natf(router):
-            self.answered(router, INITIAL_RTO / 2, now)
+            self._insert(Peer(router, INITIAL_RTO / 2, min(deadline, now + _MEMORY), now))
 
-    def expire(self, now: float) -> None:
-        self._table.expire(now)
+    def _insert(self, peer: Peer) -> Peer | None:
+        try:
+            self._table.insert(peer)
+        except TableFull:
+            return None
+        return peer
+
+    def expire(self, now: float) -> list[Peer]:
+        return self._table.expire(now)
 
     def next_deadline(self) -> float | None:
         return self._table.next_deadline()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from natf_bsd.en.peers import Peer
 from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.tables.vat import VatEntry
 from natf_bsd.types import Endpoint, Flow, Name, Protocol, format_address, parse_address
@@ -51,6 +52,22 @@ def flow_gone(entry: VatEntry) -> Record:
 def name_gone(relation: NameRelation) -> Record:
     """The record that takes back `name_record`."""
     return {"id": f"name {relation.name}", "gone": True}
+
+
+def router_record(peer: Peer, epoch_offset: float) -> Record:
+    """A router that speaks NAT-f, and how long to remember that."""
+    address = format_address(peer.address)
+    return {"id": f"router {address}", "address": address, "until": round(peer.deadline + epoch_offset, 1)}
+
+
+def router_gone(peer: Peer) -> Record:
+    """The record that takes back `router_record`."""
+    return {"id": f"router {format_address(peer.address)}", "gone": True}
+
+
+def read_router(record: dict[str, Any], epoch_offset: float) -> tuple[bytes, float]:
+    """Address and monotonic deadline; ValueError, KeyError or TypeError if the record is not whole."""
+    return parse_address(record["address"]), _finite(record["until"]) - epoch_offset
 
 
 def read_name(record: dict[str, Any], epoch_offset: float) -> tuple[Name, bytes, tuple[bytes, ...], float]:
@@ -95,10 +112,10 @@ def _endpoint(value: Any) -> Endpoint:
     return Endpoint(parse_address(address), number)
 
 
-def by_kind(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """Names first, then flows: a flow needs its name."""
-    names: list[Record] = []
-    flows: list[Record] = []
+def by_kind(records: Iterable[Record]) -> tuple[list[Record], list[Record], list[Record]]:
+    """Names, routers, flows. In this order, since a flow needs its name."""
+    kinds: dict[str, list[Record]] = {"name": [], "router": [], "flow": []}
     for record in records:
-        (names if str(record.get("id", "")).startswith("name ") else flows).append(record)
-    return names, flows
+        kind = str(record.get("id", "")).partition(" ")[0]
+        kinds[kind if kind in kinds else "flow"].append(record)
+    return kinds["name"], kinds["router"], kinds["flow"]

@@ -193,6 +193,10 @@ class RouterCore:
         if mapped.address == pending.inside.source.address:
             self.counters.add("mapping.failed.untranslated")
             return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)]
+        if mapped.address != pending.asked.destination:
+            self.counters.add("mapping.failed.other_address")
+            text = f"the NAT uses {format_address(mapped.address)}, not this address"
+            return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, text, now)]
         self.counters.add("mapping.made")
         lifetime = self._lifetime(pending.inside.protocol)
         return [self._reply(pending.asked, message.Response(pending.asked.transaction, mapped, lifetime), now)]

@@ -21,6 +21,7 @@ COUNTERS: dict[str, str] = {
     "mapping.made": "mappings made and answered",
     "mapping.failed.no_answer": "pseudo-packets the NAT did not give back, twice",
     "mapping.failed.untranslated": "pseudo-packets the NAT gave back as they were",
+    "mapping.failed.other_address": "mappings at another address than the one asked, which no external node believes",
     "pseudo.written": "pseudo-packets given to the NAT, second tries included",
     "pseudo.retried": "pseudo-packets given to the NAT again",
     "captured.foreign": "packets captured behind the NAT that are no pseudo-packets: nothing else belongs there",

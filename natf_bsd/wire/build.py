@@ -121,12 +121,13 @@ def reset_for(data: bytes | bytearray) -> bytearray | None:
     )
 
 
-def unreachable_for(data: bytes | bytearray, *, code: int, source: Address) -> bytearray:
+def unreachable_for(data: bytes | bytearray, *, code: int, source: Address, mtu: int = 0) -> bytearray:
     """ICMP destination unreachable about packet `data`, from `source` to the sender of `data`, quoting all that fits.
 
+    `mtu` goes with code 4, fragmentation needed (RFC 1191 section 4; 0: unknown, the sender guesses).
     Whoever calls sees to RFC 1122 3.2.2: no error about an ICMP error or a fragment that is not the first.
     """
     quote = bytes(data[: _ERROR_SIZE - _IPV4.size - 8])
-    value = checksum(struct.pack("!BBHI", _UNREACHABLE, code, 0, 0) + quote)
-    message = struct.pack("!BBHI", _UNREACHABLE, code, value, 0) + quote
+    value = checksum(struct.pack("!BBHI", _UNREACHABLE, code, 0, mtu) + quote)
+    message = struct.pack("!BBHI", _UNREACHABLE, code, value, mtu) + quote
     return ipv4(Protocol.ICMP, source, packet.source(data), message)

@@ -41,14 +41,21 @@ def test_timeout_stays_within_its_limits_whatever_is_measured(round_trips: list[
         assert MINIMUM_RTO <= peers.rto(G2) <= MAXIMUM_RTO
 
 
-def test_a_router_is_forgotten_an_hour_after_its_last_answer() -> None:
+def test_a_router_is_forgotten_a_week_after_its_last_answer() -> None:
+    week = 7 * 86400.0
     peers = Peers()
     peers.answered(G2, 0.1, 0.0)
     peers.answered(G2, 0.1, 1000.0)
-    peers.expire(4599.9)
+    assert peers.expire(week + 999.9) == []
     assert peers.speaks_natf(G2)
-    peers.expire(4600.0)
+    assert [peer.address for peer in peers.expire(week + 1000.0)] == [G2]
     assert not peers.speaks_natf(G2)
+
+
+def test_a_router_is_news_at_its_first_answer_and_once_a_day() -> None:
+    peers = Peers()
+    times = [0.0, 10.0, 86_399.0, 86_400.0, 86_401.0, 172_800.0]
+    assert [peers.answered(G2, 0.1, now) is not None for now in times] == [True, False, False, True, False, True]
 
 
 def test_without_room_a_new_router_is_not_remembered() -> None:
@@ -60,10 +67,12 @@ def test_without_room_a_new_router_is_not_remembered() -> None:
 
 def test_a_restored_router_speaks_natf_and_its_measured_round_trip_is_kept() -> None:
     peers = Peers()
-    peers.restore(G2, 0.0)
+    peers.restore(G2, 1000.0, 0.0)
     assert peers.speaks_natf(G2)
     assert peers.rto(G2) == INITIAL_RTO
     other = bytes(4)
     peers.answered(other, 0.05, 0.0)
-    peers.restore(other, 0.0)
+    peers.restore(other, 1000.0, 0.0)
     assert peers.rto(other) == pytest.approx(0.1)
+    peers.expire(1000.0)
+    assert [peer.address for peer in peers] == [other], "what was restored lasts as long as it was to"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natf_bsd.en import saved
+from natf_bsd.en.peers import Peer
 from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Endpoint, Flow, Name, parse_address
@@ -67,6 +68,16 @@ def test_any_name_record_is_read_or_refused_in_the_agreed_ways(key, value):
 
 
 def test_names_come_before_the_flows_that_need_them():
-    records = [{"id": "flow a"}, {"id": "name b"}, {"id": "flow c"}, {}]
-    names, flows = saved.by_kind(records)
-    assert (names, flows) == ([{"id": "name b"}], [{"id": "flow a"}, {"id": "flow c"}, {}])
+    records = [{"id": "flow a"}, {"id": "name b"}, {"id": "router c"}, {"id": "flow d"}, {}]
+    kinds = ([{"id": "name b"}], [{"id": "router c"}], [{"id": "flow a"}, {"id": "flow d"}, {}])
+    assert saved.by_kind(records) == kinds
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["address", "until"]), JSON)
+def test_any_router_record_is_read_or_refused_in_the_agreed_ways(key, value):
+    record = saved.router_record(Peer(G2, 0.1, 500.0, 0.0), 0.0)
+    assert saved.read_router(record, 0.0) == (G2, 500.0)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        address, _ = saved.read_router(record | {key: value}, 0.0)
+        assert len(address) == 4

@@ -39,6 +39,19 @@ def test_a_nat_that_translates_nothing_is_out_of_resources(bench) -> None:
     assert bench.count("mapping.failed.untranslated") == 1
 
 
+def test_a_nat_with_another_address_than_the_one_asked_is_said_to_be_so(bench) -> None:
+    """No external node believes such a mapping: it could point anywhere."""
+    request = bench.ask()
+    data = bytearray(bench.written[0])
+    flow = packet.flow_of(data)
+    packet.Rewrite(source=(flow.source, Endpoint(bytes((198, 51, 100, 1)), 80))).apply(data)
+    bench.capture(bytes(data))
+    assert bench.heard == message.Refused(
+        request.transaction, message.Status.OUT_OF_RESOURCES, "the NAT uses 198.51.100.1, not this address"
+    )
+    assert bench.count("mapping.failed.other_address") == 1
+
+
 def test_an_answer_after_all_is_late_and_nobody_is_told(bench) -> None:
     bench.ask()
     bench.wait(1)
