@@ -5,9 +5,7 @@ Every setting has a default but `home_domains` on an external node. Times are se
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from natf_bsd.errors import ConfigError, NatfError
+from natf_bsd.keys import Key, load_key
+from natf_bsd.names import folded, is_written_domain
 
 T = TypeVar("T")
 
@@ -33,14 +33,6 @@ DEFAULT_ACT = DEFAULT_PATH.with_name("natf.act")
 _MARK = 0x4E000000
 """'N' in the highest byte: the part of a packet's mark that is ours on Linux; the other 24 bits stay the site's
 own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A shared secret between an external node and a router (AUTH, DESIGN.md section 5). Never shown."""
-
-    ident: bytes
-    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +75,8 @@ class RouterConfig:
     """When a stranger must prove its address first: "always", "never", or "load": above `cookie_rate` requests a
     second."""
     cookie_rate: int = 200
+    source_rate: int = 100
+    """Mappings one source may ask for in a second, with bursts of five seconds' worth; 0 is without limit."""
     require_key: bool = False
     tell_unknown: bool = False
     """Whether an outsider is told "no such host" apart from "denied"; off, both look the same (DESIGN.md section
@@ -238,16 +232,13 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return convert
 
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-
-
 def domain_name(value: Any) -> str:
     """A home domain as the wire carries it: lower-case A-labels, no dot at the end; or "*" for every domain."""
     text = _string(value)
-    name = text.removesuffix(".").lower()
-    if not text.isascii():  # str.lower would fold some letters outside ASCII into it
+    name = folded(text)
+    if name is None:
         raise ValueError(f"{_shown(text)} is not ASCII; an international name is written in its xn-- form")
-    if name != "*" and (len(name) > 253 or "." not in name or not all(map(_LABEL.fullmatch, name.split(".")))):
+    if name != "*" and not is_written_domain(name):
         raise ValueError(f"{_shown(text)} is not a domain name of two labels or more")
     return name
 
@@ -261,24 +252,6 @@ def _domains(value: Any) -> tuple[str, ...]:
 def _mark(value: Any) -> int:
     number = _integer(1, 255)(value)
     return number << 24
-
-
-def load_key(path: Path) -> Key:
-    """The key in `path`: one line, 16 hex digits of key id, a colon, at least 32 hex digits of secret (`natf key`
-    makes one)."""
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096).strip()
-    except OSError as error:
-        raise NatfError(f"{path}: {error.strerror}; expected a key file (natf key makes one)") from None
-    if mode & 0o077:
-        raise NatfError(f"{path}: mode {mode:04o} lets others at this key; expected 0600 (chmod 600 {path})")
-    if not (found := re.fullmatch(r"([0-9a-f]{16}):((?:[0-9a-f]{2}){16,64})", text)):
-        raise ConfigError(
-            path, 1, "expected 16 hex digits of key id, a colon, 32 to 128 hex digits of secret, and nothing else"
-        )
-    return Key(bytes.fromhex(found[1]), bytes.fromhex(found[2]))
 
 
 def _en_keys(value: Any) -> dict[str, Key]:
@@ -330,6 +303,7 @@ _ROUTER_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "act": _ABSOLUTE,
     "cookies": (_choice("load", "always", "never"), '"load", "always" or "never"'),
     "cookie_rate": _POSITIVE,
+    "source_rate": (_integer(0, 1 << 24), "a number from 0 (no limit) to 16777216"),
     "require_key": (_boolean, "true or false"),
     "tell_unknown": (_boolean, "true or false"),
     "maximum_pending": (_integer(1, 65536), "a number from 1 to 65536"),

@@ -10,12 +10,12 @@ import click
 
 from natf_bsd import config as configuration
 from natf_bsd.errors import NatfError
+from natf_bsd.ops import act_file
 from natf_bsd.tables import act as table
-from natf_bsd.tables import act_file
 from natf_bsd.types import format_address
 
 
-@click.group()
+@click.group(short_help="Show and edit the access control table.")
 @click.option(
     "--file",
     "file",
@@ -94,7 +94,7 @@ def add(obj: tuple[Path, Path | None], name: str, address: str, services: tuple[
 @click.argument("name")
 @click.pass_obj
 def allow(obj: tuple[Path, Path | None], name: str) -> None:
-    """Let external nodes reach NAME."""
+    """Let external nodes reach NAME, as far as its services in the table go."""
     _edit(obj, lambda text, path: table.set_action(text, path, name, True))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import click
 
 from natf_bsd import config as configuration
-from natf_bsd.errors import NatfError
+from natf_bsd.errors import ConfigError, NatfError
+from natf_bsd.keys import make_key
 
 _ROLES = ("en", "router")
 
@@ -27,7 +27,7 @@ def en() -> None:
 def en_run(path: Path, dry_run: bool) -> None:
     """Run the external node until SIGTERM or SIGINT; then nothing of it is left on the host.
 
-    SIGHUP is for a restart: the daemon ends but its rules stay, and the connections live on when it is started again.
+    SIGUSR1 is for a restart: the daemon ends but its rules stay, and the connections live on when it is started again.
     """
     settings = configuration.load(path).need_en()
     if dry_run:
@@ -76,21 +76,22 @@ def _show(plan: Any) -> None:
         click.echo("# and the kernel settings get the values back that they had")
 
 
-@click.command()
+@click.command(short_help="Show tables and counters.")
 @click.argument("role", type=click.Choice(_ROLES), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: tables, counters, settings, trace points.")
+@click.option("--rows", type=click.IntRange(min=0), default=1000, show_default=True, help="Rows a table, at most.")
 @click.pass_obj
-def status(path: Path, role: str | None, as_json: bool) -> None:
+def status(path: Path, role: str | None, as_json: bool, rows: int) -> None:
     """Show the tables and counters of the daemons that run here."""
-    from natf_bsd.cli.render import render
     from natf_bsd.ops.control import NoDaemon, ask
+    from natf_bsd.ops.render import render
 
     found = {}
     missing = []
     for name, run_dir in _run_dirs(path).items():
         if role in (name, None):
             try:
-                found[name] = ask(run_dir / f"{name}.sock", "status")
+                found[name] = ask(run_dir / f"{name}.sock", "status", rows=rows)
             except NoDaemon as error:
                 missing.append(error)
     if not found:
@@ -105,36 +106,36 @@ def status(path: Path, role: str | None, as_json: bool) -> None:
         render(tables)
 
 
-@click.command()
+@click.command(short_help="Remove what a killed daemon left.")
 @click.pass_obj
 def cleanup(path: Path) -> None:
-    """Remove every rule, route, device and kernel setting a daemon that was killed has left behind."""
+    """Remove every rule, route and kernel setting a daemon that was killed has left behind.
+
+    It goes by our marks, and works with a faulty configuration file too: then with the default run_dir and
+    route_table.
+    """
     from natf_bsd.firewall.installed import clean_up
     from natf_bsd.ops.runtime import need_root
 
     need_root("natf cleanup")
-    settings = _load_or_defaults(path)
-    failures = clean_up(settings.router or configuration.RouterConfig(), _run_dirs(path))
+    try:
+        settings = _load_or_defaults(path)
+    except ConfigError as error:
+        click.echo(f"{error}\ncleaning up with the default run directory and routing table", err=True)
+        settings = configuration.Config(path)
+    failures = clean_up(settings.router or configuration.RouterConfig(), _run_dirs_of(settings))
     for failure in failures:
         click.echo(f"not removed: {failure}", err=True)
     if failures:
         raise SystemExit(1)
-    click.echo("nothing of natf is left on this host")
+    click.echo("rules, routes and kernel settings of natf are removed")
 
 
-@click.command()
+@click.command(short_help="Make a shared key.")
 @click.argument("file", type=click.Path(path_type=Path))
 def key(file: Path) -> None:
     """Make a new shared key in FILE, for en.keys and router.keys; copy it to the other side by a safe way."""
-    ident = secrets.token_hex(8)
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(f"{ident}:{secrets.token_hex(32)}\n")
-    except FileExistsError:
-        raise NatfError(f"{file}: exists already; expected a new file, no key is overwritten") from None
-    except OSError as error:
-        raise NatfError(f"{file}: {error.strerror}; expected to make the key file there") from None
+    ident = make_key(file).ident.hex()
     click.echo(f"{file}: key {ident}, for en.keys on one side and router.keys on the other")
 
 
@@ -147,6 +148,9 @@ def _load_or_defaults(path: Path) -> configuration.Config:
 
 def _run_dirs(path: Path) -> dict[str, Path]:
     """Where each role keeps its socket; a host without a configuration file has the defaults."""
-    settings = _load_or_defaults(path)
+    return _run_dirs_of(_load_or_defaults(path))
+
+
+def _run_dirs_of(settings: configuration.Config) -> dict[str, Path]:
     sections = {"en": settings.en, "router": settings.router}
     return {role: section.run_dir if section else configuration.RUN_DIR for role, section in sections.items()}

@@ -10,7 +10,7 @@ import click
 from natf_bsd.errors import NatfError
 
 
-@click.group()
+@click.group(short_help="Figure 1 as network namespaces.")
 def lab() -> None:
     """The paper's figure 1 as network namespaces: an external node, a NAT-f router, a name server, alice, bob and
     eve."""
@@ -61,7 +61,7 @@ def status() -> None:
     click.echo(Figure1Lab().status())
 
 
-@click.command()
+@click.command(short_help="Tell the whole story, here.")
 @click.option(
     "--in-memory", is_flag=True, help="Tell the story on the in-memory fabric even where namespaces are possible."
 )

@@ -36,6 +36,6 @@ def replace_payload(data: bytearray, message: bytes) -> bytearray:
     had_checksum = data[start + 6 : start + 8] != b"\0\0"
     struct.pack_into("!HH", renewed, start + 4, length, 0)
     if had_checksum:
-        pseudo_header = bytes(renewed[12:20]) + struct.pack("!HH", Protocol.UDP, length)
-        struct.pack_into("!H", renewed, start + 6, checksum.checksum(pseudo_header + renewed[start:]) or 0xFFFF)
+        value = checksum.transport(Protocol.UDP, renewed[12:20], renewed[start:])
+        struct.pack_into("!H", renewed, start + 6, value)
     return renewed

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from natf_bsd.names import folded, is_domain, is_label
 from natf_bsd.types import Name
 
 ANY_DOMAIN = "*"  # the paper's way: whatever follows the first label is a home domain
 
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # what the HOST option carries (DESIGN.md section 5)
-_DOMAIN_MAXIMUM = 253  # characters; 255 bytes on the wire (RFC 1035 section 2.3.4)
 _ANY_MINIMUM_LABELS = 2  # under "*" a home domain has at least these, so that `example.com` is nobody's private host
 
 
@@ -28,28 +26,22 @@ class HomeDomains:
 
         A home domain itself is not ours, nor is a name with more labels before it, nor one a HOST option can't carry.
         """
-        if not qname.isascii():  # str.lower would fold some letters outside ASCII into it
-            return None
-        host, _, domain = qname.removesuffix(".").lower().partition(".")
+        host, _, domain = (folded(qname) or "").partition(".")
         if domain not in self._named and not self._falls_under_any(f"{host}.{domain}", domain):
             return None
-        return Name(host, domain) if _LABEL.fullmatch(host) else None
+        return Name(host, domain) if is_label(host) else None
 
     def _falls_under_any(self, qname: str, domain: str) -> bool:
         return (
             self._any
             and qname not in self._named
             and domain.count(".") + 1 >= _ANY_MINIMUM_LABELS
-            and _is_domain(domain)
+            and is_domain(domain)
         )
 
 
-def _is_domain(text: str) -> bool:
-    return len(text) <= _DOMAIN_MAXIMUM and all(_LABEL.fullmatch(label) for label in text.split("."))
-
-
 def _checked(domain: str) -> str:
-    folded = domain.removesuffix(".").lower() if domain.isascii() else domain
-    if folded != ANY_DOMAIN and not _is_domain(folded):
+    name = folded(domain)
+    if name is None or (name != ANY_DOMAIN and not is_domain(name)):
         raise ValueError(f"found home domain {domain!r}, expected a domain name such as home.example.net, or *")
-    return folded
+    return name

@@ -8,34 +8,27 @@ first packet
 
 from __future__ import annotations
 
-import heapq
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 
 from natf_bsd.config import EnConfig
 from natf_bsd.counters import Counters
 from natf_bsd.dns import carrier
 from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.rewrite import Outcome, rewrite
-from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.en.counts import COUNTERS
 from natf_bsd.en.held import HeldPackets
 from natf_bsd.en.negotiation import Negotiation, State
-from natf_bsd.en.peers import Peers
+from natf_bsd.en.negotiations import Negotiations, Step
 from natf_bsd.en.refusals import Reaction, Refusals, answer, reaction_to
-from natf_bsd.errors import TableFull, UnsupportedVersion, WireError
+from natf_bsd.errors import TableFull, WireError
 from natf_bsd.tables.nrt import NameRelation, NameTable
 from natf_bsd.tables.vat import TcpState, VatEntry, VatTable
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Endpoint, Flow, Name, Packet, Protocol
-from natf_bsd.wire import icmp, message
 from natf_bsd.wire import packet as wire
-
-MAXIMUM_NEGOTIATIONS = 4096
-"""Negotiations under way at once; the held packets' bound is the larger one, this one bounds the requests in
-flight."""
 
 DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
 """Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own
@@ -74,7 +67,6 @@ class EnCore:
         """Seconds to add to `now` for the time since 1970 (AUTH, the journal); the shell keeps it right."""
         self._config = config
         self._inbound_exact = inbound_exact
-        self._token = token
         self._homes = HomeDomains(config.home_domains)
         self._virtual = VirtualAddresses(config.virtual_prefix)
         self.names = NameTable(
@@ -86,13 +78,10 @@ class EnCore:
         )
         self._removed_flows: list[VatEntry] = []
         self.vat = VatTable(config.maximum_flows, self._removed_flows.append)
-        self.peers = Peers()
         self.held = HeldPackets()
-        self._refusals = Refusals()
-        self._negotiations: dict[bytes, Negotiation] = {}
-        self._by_flow: dict[bytes, Negotiation] = {}
-        self._alarms: list[tuple[float, int, Negotiation]] = []
-        self._alarm_number = count()
+        self._negotiations = Negotiations(config.keys, self.counters, token, lambda: self.epoch_offset)
+        self.peers = self._negotiations.peers
+        self.refusals = Refusals()
         self._unconfirmed: set[bytes] = set()
 
     # Phase 1: the name.
@@ -142,13 +131,12 @@ class EnCore:
         self.counters.add("out.sent.translated")
         effects: list[Effect] = [Send(packet)]
         if key in self._unconfirmed or entry.renew_due(now):
-            self._renew(entry, key, now, effects)
+            effects += self._renew(entry, key, now)
         return effects
 
     def _begin_again(self, entry: VatEntry, packet: Packet, key: bytes, now: float) -> list[Effect]:
-        """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host:
-        ask before
-        anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart."""
+        """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host: ask
+        before anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart."""
         self.vat.remove(entry)
         return self._settle_removed(now) + self._first_packet(packet, key, now)
 
@@ -179,150 +167,48 @@ class EnCore:
         relation = self.names.by_virtual(flow.destination.address)
         if relation is None:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_such_address")
-        refusal = self._refusals.get(key)
+        refusal = self.refusals.get(key)
         if refusal is not None:
             return self._reject([packet], refusal, "out.drop.refused")
-        if key not in self._by_flow and len(self._by_flow) >= MAXIMUM_NEGOTIATIONS:
+        active = self._negotiations.active(key)
+        if not active and self._negotiations.full:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.table_full")
         displaced = self.held.hold(key, packet)
-        if displaced is packet and key in self._by_flow:
+        if displaced is packet and active:
             return self._drop(packet, "out.drop.no_room")  # the flow may yet get its mapping: no error
         if displaced is packet:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
         effects = self._drop(displaced, "out.drop.replaced") if displaced else []
-        if key not in self._by_flow:
-            self.counters.add("negotiation.started")
-            self._negotiate(flow, key, relation, relation.routers, now, effects)
+        if not active:
+            effects += self._negotiations.start(flow, relation.name, relation.routers, now)
         return effects
 
     # Negotiation [3.2 step 3-6].
 
-    def _renew(self, entry: VatEntry, key: bytes, now: float, effects: list[Effect]) -> None:
+    def _renew(self, entry: VatEntry, key: bytes, now: float) -> list[Effect]:
         """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile.
 
         The router that has the flow is asked and no other, which would have a NAT of its own; only when the name has
         left it for another address (dynamic DNS) is that one asked.
         """
-        if entry.direct or key in self._by_flow or len(self._by_flow) >= MAXIMUM_NEGOTIATIONS:
-            return
+        if entry.direct or self._negotiations.active(key) or self._negotiations.full:
+            return []
         self._unconfirmed.discard(key)
-        self.counters.add("negotiation.renewals")
         routers = entry.relation.routers
         if entry.mapped.address in routers:
             routers = (entry.mapped.address,)
-        self._negotiate(entry.flow, key, entry.relation, routers, now, effects, renewal=True)
-
-    def _negotiate(
-        self,
-        flow: Flow,
-        key: bytes,
-        relation: NameRelation,
-        routers: tuple[Address, ...],
-        now: float,
-        effects: list[Effect],
-        renewal: bool = False,
-    ) -> None:
-        """Send the first request to `routers[0]`; the others follow if it stays silent."""
-        negotiation = Negotiation(
-            flow,
-            relation.name,
-            routers[0],
-            self._token(8),
-            int.from_bytes(self._token(2), "big"),
-            self.peers.rto(routers[0]),
-            self._config.keys.get(relation.name.domain),
-            renewal,
-            routers[1:],
-        )
-        self._negotiations[negotiation.transaction] = negotiation
-        self._by_flow[key] = negotiation
-        self._request(negotiation, negotiation.start(now, self._epoch_ms(now)), effects)
-
-    def _request(self, negotiation: Negotiation, data: bytes, effects: list[Effect]) -> None:
-        self.counters.add("request.sent")
-        effects.append(SendControl(negotiation.router, data, negotiation.transaction))
-        heapq.heappush(self._alarms, (negotiation.due, next(self._alarm_number), negotiation))
+        return self._negotiations.start(entry.flow, entry.relation.name, routers, now, renewal=True)
 
     def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
-        """An ICMP message from `source`, from its type byte: the answer of a router, or an answer to somebody's
-        ping."""
-        self.counters.add("control.received")
-        try:
-            echo = icmp.decode_echo(data)
-        except WireError:
-            return self._ignore("malformed")
-        if echo.type != icmp.ECHO_REPLY or not message.is_natf(echo.data):
-            return self._ignore("not_natf")
-        try:
-            heard = message.decode(echo.data)
-        except UnsupportedVersion as error:
-            heard = message.Refused(error.transaction, message.Status.UNSUPPORTED, str(error))
-        except WireError:
-            return self._ignore("malformed")
-        negotiation = self._negotiations.get(heard.transaction)
-        if negotiation is None:
-            return self._ignore("unknown")
-        if source != negotiation.router or echo.ident != negotiation.ident:
-            return self._ignore("wrong_source")
-        if not negotiation.authentic(echo.data, self._epoch_ms(now)):
-            return self._ignore("unauthenticated")
-        return self._heard(negotiation, echo.sequence, heard, now)
+        """An ICMP message from `source`, from its type byte: the answer of a router, or to somebody's ping."""
+        return self._follow(self._negotiations.heard(source, data, now), now)
 
-    def _heard(self, negotiation: Negotiation, sequence: int, heard: message.Message, now: float) -> list[Effect]:
-        """Act on a believed answer.
-
-        A mapping at another address than the router's own is not taken: it would let a router point our programs at
-        hosts of our own network.
-        """
-        if isinstance(heard, message.Request):
-            if not self._may_be_plain(negotiation):
-                return self._ignore("mirror_of_peer")
-            self.counters.add("control.used.mirror")
-            negotiation.mirrored()
-            return self._finish(negotiation, now)
-        round_trip = negotiation.round_trip(sequence, now)
-        news = self.peers.answered(negotiation.router, round_trip, now) if round_trip is not None else None
-        effects = self._answered(negotiation, heard, now)
-        if news is not None:
-            effects.append(Save(saved.router_record(news, self.epoch_offset)))
-        return effects
-
-    def _answered(
-        self,
-        negotiation: Negotiation,
-        heard: message.Response | message.CookieChallenge | message.Refused,
-        now: float,
-    ) -> list[Effect]:
-        if isinstance(heard, message.CookieChallenge):
-            return self._challenged(negotiation, heard.cookie, now)
-        if isinstance(heard, message.Response):
-            if heard.mapped.address != negotiation.router:
-                return self._ignore("foreign_mapping")
-            self.counters.add("control.used.response")
-            negotiation.responded(heard)
-        else:
-            self.counters.add("control.used.refusal")
-            negotiation.refused(heard)
-        return self._finish(negotiation, now)
-
-    def _challenged(self, negotiation: Negotiation, cookie: bytes, now: float) -> list[Effect]:
-        request = negotiation.challenged(cookie, now, self._epoch_ms(now))
-        if request is None:
-            return self._ignore("challenges")
-        self.counters.add("control.used.challenge")
-        effects: list[Effect] = []
-        self._request(negotiation, request, effects)
-        return effects
-
-    def _ignore(self, why: str) -> list[Effect]:
-        self.counters.add(f"control.ignored.{why}")
-        return []
+    def _follow(self, step: Step, now: float) -> list[Effect]:
+        return [*(self._finish(step.ended, now) if step.ended else ()), *step.effects]
 
     def _finish(self, negotiation: Negotiation, now: float) -> list[Effect]:
         """The negotiation reached a last state: release or refuse what waited for it."""
         key = negotiation.flow.key
-        del self._negotiations[negotiation.transaction]
-        del self._by_flow[key]
         if negotiation.state is State.MAPPED and negotiation.mapped is not None:
             effects = self._mapped(negotiation.flow, negotiation.mapped, negotiation.lifetime, False, now)
         elif negotiation.state is State.DIRECT:
@@ -385,36 +271,26 @@ class EnCore:
             return []
         if entry is not None:
             self.vat.remove(entry)
-        self._refusals.remember(key, reaction, now)
+        self.refusals.remember(key, reaction, now)
         return self._reject(self.held.take(key), reaction, "out.drop.refused")
 
     def _silent(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
         """No answer: the name's next router, if it has one; then what the configuration says, never silence."""
-        self.counters.add("negotiation.silent")
-        effects: list[Effect] = []
-        relation = self.names.by_virtual(negotiation.flow.destination.address)
-        if negotiation.alternatives and relation is not None:
-            self._negotiate(
-                negotiation.flow, key, relation, negotiation.alternatives, now, effects, negotiation.renewal
-            )
-            return effects
+        if self.names.by_virtual(negotiation.flow.destination.address) is not None:
+            asked = self._negotiations.ask_next(negotiation, now)
+            if asked:
+                return asked
         entry = self.vat.by_out(key)
         if entry is not None:
             entry.renew_not_before = now + DOUBT_AFTER
-            return effects
+            return []
         if self._may_go_direct(negotiation):
             return self._direct(negotiation, now)
         return self._reject(self.held.take(key), Reaction.UNREACHABLE, "out.drop.silent")
 
     def _may_go_direct(self, negotiation: Negotiation) -> bool:
         """Whether a silent router may be taken for the inside host itself."""
-        return self._config.on_silence == "direct" and self._may_be_plain(negotiation)
-
-    def _may_be_plain(self, negotiation: Negotiation) -> bool:
-        """Whether this can be an ordinary host: not if it spoke NAT-f before, gave the flow its mapping, or has to
-        prove itself by key (a mirrored request carries our own MAC, and an attacker can mirror)."""
-        known = negotiation.renewal or self.peers.speaks_natf(negotiation.router)
-        return negotiation.key is None and not known
+        return self._config.on_silence == "direct" and self._negotiations.may_be_plain(negotiation)
 
     # Phase 3, inward.
 
@@ -433,7 +309,7 @@ class EnCore:
         self.counters.add("in.sent.translated")
         effects: list[Effect] = [Send(packet)]
         if entry.state is None and entry.renew_due(now):
-            self._renew(entry, entry.flow.key, now, effects)  # UDP may flow one way only
+            effects += self._renew(entry, entry.flow.key, now)  # UDP may flow one way only
         return effects
 
     def _inbound_error(self, packet: Packet, now: float) -> list[Effect]:
@@ -456,7 +332,7 @@ class EnCore:
         ).apply(data)
         self.counters.add("in.sent.error")
         if from_router and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
-            self._renew(entry, entry.flow.key, now, effects)
+            effects += self._renew(entry, entry.flow.key, now)
         return effects
 
     def _inbound_unknown(self, packet: Packet) -> list[Effect]:
@@ -470,36 +346,33 @@ class EnCore:
     def handle_timer(self, now: float) -> list[Effect]:
         """Retransmissions, give-ups, expiry. Call at `next_deadline()`; earlier or later does no harm."""
         effects: list[Effect] = []
-        while self._alarms and self._alarms[0][0] <= now:
-            due, _, negotiation = heapq.heappop(self._alarms)
-            if negotiation.state is not State.REQUESTING or negotiation.due != due:
-                continue
-            request = negotiation.retry(now, self._epoch_ms(now))
-            if request is None:
-                effects += self._finish(negotiation, now)
-            else:
-                self.counters.add("request.retransmitted")
-                self._request(negotiation, request, effects)
+        for step in self._negotiations.due(now):
+            effects += self._follow(step, now)
         self.vat.expire(now)
         effects += [Save(saved.name_gone(relation)) for relation in self.names.expire(now)]
         effects += [Save(saved.router_gone(peer)) for peer in self.peers.expire(now)]
-        self._refusals.expire(now)
+        self.refusals.expire(now)
         return effects + self._settle_removed(now)
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` has something to do next (monotonic seconds), None if never."""
         deadlines = (
-            self._alarms[0][0] if self._alarms else None,
+            self._negotiations.next_deadline(),
             self.vat.next_deadline(),
             self.names.next_deadline(),
             self.peers.next_deadline(),
-            self._refusals.next_deadline(),
+            self.refusals.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def negotiations(self) -> Iterator[Negotiation]:
         """Those under way."""
-        return iter(self._by_flow.values())
+        return iter(self._negotiations)
+
+    def idle(self) -> bool:
+        """Whether no flow, no name and no negotiation is left, nor anything kept beside them."""
+        kept = (self.held, self.vat, self.names, self._unconfirmed, self._removed_flows)
+        return not any(kept) and self._negotiations.idle()
 
     def shutdown(self) -> list[Effect]:
         """Let go of what is held: the handle's end would lose it without a count."""
@@ -560,6 +433,3 @@ class EnCore:
         if error is not None:
             effects.append(Inject(error))
         return effects
-
-    def _epoch_ms(self, now: float) -> int:
-        return int((now + self.epoch_offset) * 1000)

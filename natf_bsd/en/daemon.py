@@ -29,6 +29,7 @@ from natf_bsd.ops.interfaces import outer_interface
 from natf_bsd.ops.journal import Journal
 from natf_bsd.ops.loop import Loop, epoch_offset, monotonic, precise
 from natf_bsd.ops.trace import Trace
+from natf_bsd.ops.watch import INTERVAL, CounterWatch
 from natf_bsd.types import Direction, Packet
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,16 @@ _BATCH = 64
 _FLUSH_AGAIN_AFTER = 10.0
 """Seconds after which a disk that took nothing is tried again: the log is often on the same one."""
 
-_CLOCK_CHECK = 60.0
-"""Seconds between looks at the clock of day, which may have been set."""
-
-STATUS_ROWS = 1000
+_WORTH_A_WARNING = (
+    "dns.sent.failed",
+    "out.drop.no_room",
+    "out.drop.table_full",
+    "control.ignored.wrong_source",
+    "control.ignored.unauthenticated",
+    "control.ignored.mirror_of_peer",
+    "control.ignored.foreign_mapping",
+    "negotiation.silent",
+)
 
 
 class EnDaemon:
@@ -53,7 +60,8 @@ class EnDaemon:
         self._core = EnCore(config)
         self._trace = Trace()
         self._flush_at: float | None = None
-        self._clock_at = 0.0
+        self._watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
+        self._watch_at = 0.0
 
     def run(self) -> None:
         config = self._config
@@ -89,9 +97,9 @@ class EnDaemon:
         self._loop.add_reader(self._out, self._read_out)
         self._loop.add_reader(self._in, self._read_in)
         self._loop.add_reader(self._control, self._read_control)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last one: its terminal was closed
             self._loop.on_signal(number, self._loop.stop)
-        self._loop.on_signal(signal.SIGHUP, self._stop_for_restart)
+        self._loop.on_signal(signal.SIGUSR1, self._stop_for_restart)
 
     def _stop_for_restart(self) -> None:
         """End, but let the rules stand: until the next daemon is there they refuse virtual addresses at once, and
@@ -128,7 +136,7 @@ class EnDaemon:
         arrived = precise()
         now = monotonic()
         for packet in divert.recv_batch(_BATCH):
-            self._perform(handle(packet, now), self._out if divert is self._out else divert, arrived)
+            self._perform(handle(packet, now), divert, arrived)
 
     def _read_control(self) -> None:
         arrived = precise()
@@ -155,6 +163,8 @@ class EnDaemon:
                 self._injector.send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect)
+            else:
+                raise TypeError(f"no external node does {effect!r}")
 
     def _save(self, effect: Save) -> None:
         self._journal.append(effect.record)
@@ -173,13 +183,14 @@ class EnDaemon:
     # Time.
 
     def _next_deadline(self) -> float | None:
-        deadlines = (self._core.next_deadline(), self._flush_at, self._clock_at)
+        deadlines = (self._core.next_deadline(), self._flush_at, self._watch_at)
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def _tick(self, now: float) -> None:
-        if now >= self._clock_at:
-            self._core.epoch_offset = epoch_offset()
-            self._clock_at = now + _CLOCK_CHECK
+        if now >= self._watch_at:
+            self._core.epoch_offset = epoch_offset()  # the clock of day may have been set
+            self._watch.look()
+            self._watch_at = now + INTERVAL
         if self._flush_at is not None and now >= self._flush_at:
             self._flush()
         self._perform(self._core.handle_timer(now), self._out, precise())
@@ -190,7 +201,7 @@ class EnDaemon:
             "process": os.getpid(),
             "interface": str(self._interface),
             "settings": settings_of(self._config),
-            **report.tables(self._core, monotonic(), STATUS_ROWS),
+            **report.tables(self._core, monotonic(), int(request.get("rows", 1000))),
             "handles": {
                 "dns": self._dns.counters,
                 "out": self._out.counters,

@@ -20,6 +20,10 @@ class HeldPackets:
     def __len__(self) -> int:
         return self._count
 
+    def flows(self) -> list[bytes]:
+        """The keys of the flows that wait."""
+        return list(self._flows)
+
     def hold(self, key: bytes, packet: Packet) -> Packet | None:
         """Keep `packet`; returns the packet it replaces (its earlier transmission), or `packet` itself when there
         is no room."""

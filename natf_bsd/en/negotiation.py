@@ -17,8 +17,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from natf_bsd.config import Key
 from natf_bsd.errors import WireError
+from natf_bsd.keys import Key
 from natf_bsd.types import Address, Endpoint, Flow, Name
 from natf_bsd.wire import auth, icmp, message
 
@@ -26,6 +26,11 @@ TRIES = 5
 GIVE_UP_AFTER = 4.0
 """Seconds from the first request to a router until it counts as silent (DESIGN.md section 5: 5 tries in all, within
 4 s)."""
+
+MINIMUM_LIFETIME = 10
+MAXIMUM_LIFETIME = 86400
+"""Seconds within which a router's lifetime is believed: a shorter one would make every packet a request, none is
+longer [4]."""
 
 MAXIMUM_CHALLENGES = 2
 """Cookies answered in one negotiation: one is usual, a second if the router's time slot turned over meanwhile; more
@@ -78,8 +83,7 @@ class Negotiation:
 
     `rto` is the wait before the first retransmission in seconds, `ident` the ICMP identifier. The ICMP sequence
     number is the number of the request, so that a late answer still gives a true round trip (RFC 6298 section 3
-    without
-    its ambiguity).
+    without its ambiguity).
     """
 
     flow: Flow
@@ -118,8 +122,7 @@ class Negotiation:
 
     def challenged(self, cookie: bytes, now: float, epoch_ms: int) -> bytes | None:
         """The request again with the router's cookie in it, at once and with new tries; None for a cookie already
-        sent
-        (an answer repeated, or to an earlier try) and for one too many."""
+        sent (an answer repeated, or to an earlier try) and for one too many."""
         if cookie == self._cookie or self._challenges >= MAXIMUM_CHALLENGES:
             return None
         self._move(Event.CHALLENGE)
@@ -131,7 +134,7 @@ class Negotiation:
     def responded(self, response: message.Response) -> None:
         self._move(Event.RESPONSE)
         self.mapped = response.mapped
-        self.lifetime = response.lifetime
+        self.lifetime = min(max(response.lifetime, MINIMUM_LIFETIME), MAXIMUM_LIFETIME)
 
     def mirrored(self) -> None:
         """An ordinary host answered the echo."""

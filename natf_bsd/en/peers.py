@@ -45,6 +45,11 @@ class Peers:
     def __init__(self, maximum: int = 4096) -> None:
         self._table: Table[Peer] = Table(maximum, {"address": lambda peer: peer.address})
 
+    @property
+    def refused(self) -> int:
+        """Routers a full table did not take."""
+        return self._table.refused
+
     def rto(self, router: Address) -> float:
         peer = self._table.get("address", router)
         return peer.rto if peer else INITIAL_RTO

@@ -78,6 +78,11 @@ class Refusals:
     def __init__(self, maximum: int = 16384) -> None:
         self._table: Table[_Refusal] = Table(maximum, {"flow": lambda refusal: refusal.key})
 
+    @property
+    def refused(self) -> int:
+        """Refusals a full table did not take."""
+        return self._table.refused
+
     def get(self, key: bytes) -> Reaction | None:
         refusal = self._table.get("flow", key)
         return refusal.reaction if refusal else None

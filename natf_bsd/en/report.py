@@ -24,6 +24,12 @@ def tables(core: EnCore, now: float, limit: int) -> dict[str, object]:
             for peer in islice(core.peers, limit)
         ],
         "held": len(core.held),
+        "refused": {
+            "names": core.names.refused,
+            "flows": core.vat.refused,
+            "routers": core.peers.refused,
+            "refusals": core.refusals.refused,
+        },
         "superseded": core.vat.superseded,
         "counters": core.counters.snapshot(),
     }

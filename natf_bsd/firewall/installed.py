@@ -10,7 +10,7 @@ from types import TracebackType
 
 from natf_bsd.config import RouterConfig
 from natf_bsd.errors import NatfError
-from natf_bsd.firewall import runner
+from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.plan import Plan, undo_all
 from natf_bsd.ops.runtime import RoleLock
 
@@ -75,6 +75,8 @@ def clean_up(router: RouterConfig, run_dirs: Mapping[str, Path]) -> list[str]:
         if (process := RoleLock.holder(run_dir, role)) is not None:
             who = f"process {process}" if process else "just started"
             raise NatfError(f"natf {role} is running ({who}); stop it first, it then leaves nothing behind")
+    if others := runner.check([linux.not_in_use(role) for role in run_dirs]):
+        raise NatfError("; ".join(others))
     with ExitStack() as locks:
         for role, run_dir in run_dirs.items():
             locks.enter_context(RoleLock(run_dir, role))

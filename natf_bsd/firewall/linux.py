@@ -7,7 +7,8 @@ replaces the content of a chain it declares and touches no other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -20,6 +21,14 @@ RULE_PRIORITY: Final = 78  # before the main table's 32766
 
 # ICMP data of at least 128 bytes (DESIGN.md section 5) behind 8 of ICMP and 20 of IP: most pings stay with the kernel.
 _REQUEST_LENGTHS: Final = "156:65535"
+# The magic at the start of the ICMP data: 28 bytes in, up to 40 more with IP options. Whoever pings with 128 bytes and
+# more is answered by the kernel, not by us.
+_MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 92"
+# Mappings are made in the dynamic ports of RFC 6335, where the router has no service. Conntrack decides before INPUT
+# whose a packet is: with m = d a forged request could have taken a stranger's connections to the router's own port d.
+_MAPPED_PORTS: Final = "49152-65535"
+# Seconds to wait for whoever holds the lock of iptables, far above any set-up of a firewall's rules.
+_WAIT: Final = ("-w", "10")
 _COMMENT: Final = ("-m", "comment", "--comment", "natf")
 _NOTHING_THERE: Final = (1, 2)  # iptables: no such rule or chain; 4 (lock) and others are real failures
 _IP_NOTHING_THERE: Final = (2,)  # ip: the kernel said no
@@ -29,12 +38,29 @@ _IP_NOTHING_THERE: Final = (2,)  # ip: the kernel said no
 # and what keeps forged packets out, last the rule that makes packets come to us.
 _EN_PLACES: Final = (
     ("filter", "OUTPUT"),
+    ("filter", "FORWARD"),
     ("raw", "PREROUTING"),
     ("mangle", "INPUT"),
     ("mangle", "OUTPUT"),
     ("raw", "OUTPUT"),
 )
-_ROUTER_PLACES: Final = (("nat", "POSTROUTING"), ("filter", "FORWARD"), ("raw", "OUTPUT"), ("raw", "PREROUTING"))
+_ROUTER_PLACES: Final = (
+    ("nat", "POSTROUTING"),
+    ("filter", "INPUT"),
+    ("filter", "FORWARD"),
+    ("raw", "OUTPUT"),
+    ("raw", "PREROUTING"),
+)
+
+_ROLES: Final = {"en": "EN", "router": "RT"}
+
+_QUEUES: Final = "# queues\n"
+# iptables-save may fail without privilege, and the file is missing before the kernel has NFQUEUE: nobody reads then.
+_WHO_READS: Final = (
+    "iptables-save 2>/dev/null; echo '# queues'; cat /proc/net/netfilter/nfnetlink_queue 2>/dev/null || true"
+)
+_QUEUE_NUMBER: Final = re.compile(r"--queue-num (\d+)")
+_LARGEST_PROCESS: Final = 1 << 22  # linux/threads.h, PID_MAX_LIMIT; other netlink ports lie far above
 
 _Place: TypeAlias = tuple[str, str]
 
@@ -70,6 +96,8 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
     return {
         # The stand-in. A packet to the prefix comes this far only while nobody holds the queue: it must not leave.
         ("filter", "OUTPUT"): [f"-d {fw.prefix} -j REJECT --reject-with icmp-host-unreachable"],
+        # Nobody else's packet to the prefix leaves here either: containers and virtual machines behind this host.
+        ("filter", "FORWARD"): [f"-d {fw.prefix} -j REJECT --reject-with icmp-host-unreachable"],
         # Only our own rewriting may make class E sources; from a wire they are forged.
         ("raw", "PREROUTING"): [f"-s {fw.prefix} ! -i lo -j DROP"],
         ("mangle", "INPUT"): [
@@ -94,14 +122,24 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
 def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
     return {
         # The hairpin: what enters by the TUN leaves by the TUN, with the source the real reply will have.
-        ("nat", "POSTROUTING"): [f"-o {fw.tun} -j SNAT --to-source {format_address(fw.address)}"],
-        ("filter", "FORWARD"): [f"-i {fw.tun} -o {fw.tun} -j ACCEPT"],
+        ("nat", "POSTROUTING"): [
+            f"-o {fw.tun} -p {protocol} -j SNAT --to-source {format_address(fw.address)}:{_MAPPED_PORTS}"
+            for protocol in ("tcp", "udp")
+        ],
+        # Its fence: should the ip rule be lost, a pseudo-packet still goes nowhere else, and nothing else comes in.
+        ("filter", "INPUT"): [f"-i {fw.tun} -j DROP"],
+        ("filter", "FORWARD"): [
+            f"-i {fw.tun} -o {fw.tun} -j ACCEPT",
+            f"-i {fw.tun} ! -o {fw.tun} -j DROP",
+            f"! -i {fw.tun} -o {fw.tun} -j DROP",
+        ],
         # Our answers: conntrack never saw the requests.
         ("raw", "OUTPUT"): [f"-m mark --mark {fw.mark:#x}/{fw.mask:#x} -j CT --notrack"],
         # raw: before conntrack and every filter rule, as the paper's router hooks before its firewall [3.2].
         ("raw", "PREROUTING"): [
             f"-i {fw.interface} -p icmp --icmp-type echo-request -m addrtype --dst-type LOCAL"
-            f" -m length --length {_REQUEST_LENGTHS} -j NFQUEUE --queue-num {fw.control_queue} --queue-bypass"
+            f" -m length --length {_REQUEST_LENGTHS} {_MAGIC}"
+            f" -j NFQUEUE --queue-num {fw.control_queue} --queue-bypass"
         ],
     }
 
@@ -163,21 +201,50 @@ def router_undo(*, table: int, priority: int = RULE_PRIORITY) -> list[Command]:
 
 def probe_en(fw: EnFirewall) -> list[Check]:
     """What must hold before `en_rules` is worth trying."""
-    return [_rules_parse("EN", _en_chains(fw))]
+    own = {fw.dns_queue, fw.out_queue, fw.in_queue}
+    return [_rules_parse("EN", _en_chains(fw)), not_in_use("en", own)]
 
 
 def probe_router(fw: RouterFirewall) -> list[Check]:
     """What must hold before `router_rules` is worth trying."""
     return [
         _rules_parse("RT", _router_chains(fw)),
+        not_in_use("router", {fw.control_queue}),
         Check(Command(("cat", "/proc/sys/net/ipv4/ip_forward")), _judge_forwarding),
         Check(Command(("ip", "-4", "rule", "show", "priority", str(fw.priority))), _rule_judge(fw)),
         Check(Command(("ip", "-4", "route", "show", "table", str(fw.table))), _table_judge(fw)),
     ]
 
 
+def not_in_use(role: str, own: Collection[int] = ()) -> Check:
+    """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a queue they
+    name, other than the queues `own`.
+
+    The lock in run_dir can't tell that: another daemon may have another run_dir, but the rules are one network
+    namespace's.
+    """
+    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role, frozenset(own)))
+
+
+def _owner_judge(role: str, own: Collection[int]) -> Judge:
+    def judge(status: int, output: str) -> str | None:
+        saved, _, queues = output.partition(_QUEUES)
+        rules = [line for line in saved.splitlines() if line.startswith(f"-A NATF-{_ROLES[role]}-")]
+        named = {int(number) for line in rules for number in _QUEUE_NUMBER.findall(line)} - set(own)
+        # Queue and netlink port of its reader, which is the number of a process for the first socket of each.
+        readers = {int(queue): int(port) for queue, port in (line.split()[:2] for line in queues.splitlines() if line)}
+        held = {queue: readers[queue] for queue in sorted(named) if queue in readers}
+        if not held:
+            return None
+        process = next((f"process {port}" for port in held.values() if port <= _LARGEST_PROCESS), "a process")
+        text = ", ".join(map(str, held))
+        return f"natf {role} is running with another run_dir ({process} holds NFQUEUE {text}); stop it first"
+
+    return judge
+
+
 def _set_up(role: str, places: Sequence[_Place], chains: Mapping[_Place, Sequence[str]]) -> list[Command]:
-    fill = Command(("iptables-restore", "-w", "--noflush"), stdin=_restore(role, chains))
+    fill = Command(("iptables-restore", *_WAIT, "--noflush"), stdin=_restore(role, chains))
     return [fill, *(_jump(role, *place) for place in places)]
 
 
@@ -198,7 +265,7 @@ def _name(role: str, hook: str) -> str:
 
 
 def _jump(role: str, table: str, hook: str) -> Command:
-    iptables = ("iptables", "-w", "-t", table)
+    iptables = ("iptables", *_WAIT, "-t", table)
     target = (*_COMMENT, "-j", _name(role, hook))
     return Command((*iptables, "-I", hook, "1", *target), unless=(*iptables, "-C", hook, *target))
 
@@ -207,7 +274,7 @@ def _undo(role: str, places: Sequence[_Place]) -> list[Command]:
     """In the reverse of the order of setting up; each jump before its chain, which could not be removed with it."""
     commands: list[Command] = []
     for table, hook in reversed(places):
-        iptables, name = ("iptables", "-w", "-t", table), _name(role, hook)
+        iptables, name = ("iptables", *_WAIT, "-t", table), _name(role, hook)
         commands += [
             Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE),
             Command((*iptables, "-F", name), may_fail=_NOTHING_THERE),
@@ -217,7 +284,7 @@ def _undo(role: str, places: Sequence[_Place]) -> list[Command]:
 
 
 def _rules_parse(role: str, chains: Mapping[_Place, Sequence[str]]) -> Check:
-    command = Command(("iptables-restore", "-w", "--noflush", "--test"), stdin=_restore(role, chains))
+    command = Command(("iptables-restore", *_WAIT, "--noflush", "--test"), stdin=_restore(role, chains))
     return Check(command, _judge_rules)
 
 

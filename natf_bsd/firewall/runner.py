@@ -14,8 +14,15 @@ from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall.command import Check, Command, Sysctl
 
 
+TIME_LIMIT = 30.0
+"""Seconds a process may take: three times as long as iptables waits for its lock."""
+
+TIMED_OUT = 124
+"""Exit status of a process we ended for its time, as timeout(1) has it."""
+
+
 class Completed(NamedTuple):
-    """How a process ended; status 127: there is no such program."""
+    """How a process ended; status 127: there is no such program, `TIMED_OUT`: it did not end."""
 
     status: int
     stdout: str
@@ -39,9 +46,12 @@ def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
             env=environment,
             check=False,
             start_new_session=True,
+            timeout=TIME_LIMIT,
         )
     except FileNotFoundError:
         return Completed(127, "", f"{argv[0]}: not found")
+    except subprocess.TimeoutExpired:
+        return Completed(TIMED_OUT, "", f"did not end within {TIME_LIMIT:g} s")
     return Completed(done.returncode, done.stdout, done.stderr)
 
 
@@ -108,6 +118,10 @@ class SysctlJournal:
         failures: list[str] = []
         kept: dict[str, str] = {}
         for name, value in self._read().items():
+            if not _is_ours(name):
+                failures.append(f"{name}: not a setting natf changes; look into {self._path} and delete it")
+                kept[name] = value
+                continue
             try:
                 (self._root / name).write_text(value)
             except OSError as error:
@@ -145,3 +159,8 @@ class SysctlJournal:
         temporary = self._path.with_name(f"{self._path.name}.new")
         temporary.write_text(json.dumps(values))
         temporary.replace(self._path)
+
+
+def _is_ours(name: str) -> bool:
+    """Only network settings are ever set, so only those are set back, whatever a file says."""
+    return name.startswith("net/") and ".." not in name.split("/")

@@ -19,16 +19,19 @@ from typing import Any
 
 from rich.console import Console
 
-from natf_bsd.cli import render
 from natf_bsd.lab import services
 from natf_bsd.lab.capture import Capture, CapturedPacket
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.ops import render
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import packet
 
 _INSTANCE = "demo"
 _CURL = ("curl", "-sS", "--max-time", "15", "--connect-timeout", "8")
+_CURL_CONNECT, _CURL_TIMEOUT = 7, 28
+"""Exit statuses of curl(1)."""
+
 _DIG = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
 _UDP = """\
 import socket, sys
@@ -64,9 +67,11 @@ class Demo:
         self._say(
             "NAT-f on one machine: an external node, a router with the kernel's NAT, and alice, bob and eve behind it."
         )
+        before = _machine()
         with self._lab:
             self._tell()
-        self._step("everything is removed", not self._lab.is_up() and not self._lab.run_dir.exists())
+        left = [line for line in _machine() if line not in before]
+        self._step("everything is removed", not left and not self._lab.run_dir.exists(), "; ".join(left))
         self._say("")
         self._say(
             "The demo failed." if self._failed else f"All of it worked, in {time.monotonic() - self._began:.1f} s."
@@ -94,7 +99,8 @@ class Demo:
 
     def _without_natf(self) -> None:
         done = self._fetch("http://alice.home.example.net/")
-        self._step("without NAT-f alice cannot be reached", done.returncode != 0, done.stderr)
+        refused_or_silent = done.returncode in (_CURL_CONNECT, _CURL_TIMEOUT)  # and not a name that does not resolve
+        self._step("without NAT-f alice cannot be reached", refused_or_silent, done.stderr)
 
     def _names(self) -> None:
         seen = [self._resolve(f"{host}.home.example.net") for host in ("alice", "bob")]
@@ -235,6 +241,15 @@ class Demo:
 
     def _status(self, role: str) -> dict[str, Any]:
         return dict(json.loads(self._lab.natf(role, "status", role, "--json").stdout)[role])
+
+
+def _machine() -> list[str]:
+    """This machine's own namespaces, interfaces, rules and mounts, as far as we may look."""
+    looks = (("ip", "netns", "list"), ("ip", "-br", "link"), ("ip", "rule"), ("findmnt", "-rno", "TARGET"))
+    found: list[str] = []
+    for look in looks:
+        found += subprocess.run(look, capture_output=True, text=True, check=False).stdout.splitlines()
+    return found
 
 
 def _row(name: str, seconds: Sequence[float]) -> str:

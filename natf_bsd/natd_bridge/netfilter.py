@@ -69,6 +69,7 @@ class NetfilterBridge:
         try:
             os.write(self._descriptor, data)
         except OSError as error:
+            self._removed(error)
             if error.errno not in (errno.EIO, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN):
                 raise
             self._counters["refused"] += 1  # EIO: the interface is down
@@ -82,6 +83,9 @@ class NetfilterBridge:
                 data = os.read(self._descriptor, _LARGEST)
             except BlockingIOError:
                 break
+            except OSError as error:
+                self._removed(error)
+                raise
             if len(data) >= _FIRST_AND_IDENT.size and _is_candidate(data):
                 found.append(data)
             else:
@@ -89,6 +93,11 @@ class NetfilterBridge:
                 self._counters["foreign"] += 1
         self._counters["captured"] += len(found)
         return found
+
+    def _removed(self, error: OSError) -> None:
+        """NatfError if the device is gone for good; it can't come back under this descriptor."""
+        if error.errno in (errno.EBADFD, errno.EBADF):
+            raise NatfError(f"{self._tun} was removed; no mapping can be made without it") from None
 
     def lifetime(self, protocol: int) -> int:
         """Read from conntrack once; whoever changes its timeouts restarts the router."""

@@ -17,8 +17,6 @@ from natf_bsd.wire.packet import TCP_ACK, TCP_SYN
 
 # "NF". The capture rule selects by it; a kernel's own packets that may not be fragmented carry 0 (FREEBSD.md 3.1).
 PSEUDO_IDENT: Final = 20038
-# Of our answers, if they leave by a raw socket: lets one rule keep them away from natd (FREEBSD.md 11, rule 42).
-REPLY_IDENT: Final = 20039
 # With this it arrives: should it ever leave the host, the next hop throws it away.
 CAPTURED_TTL: Final = 1
 

@@ -93,7 +93,8 @@ class ControlServer:
 
 
 def ask(path: Path, command: str, **arguments: object) -> Any:
-    """What the daemon behind `path` answers to `command`; NoDaemon when none runs there, NatfError when it refuses."""
+    """What the daemon behind `path` answers to `command`; NoDaemon when none runs there, NatfError when it
+    refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT)
         try:

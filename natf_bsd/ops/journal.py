@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from natf_bsd.errors import NatfError
+from natf_bsd.ops.runtime import make_private_directory
 
 _COMPACT_AT = 4
 """Lines per living record at which the file is rewritten, and never below a thousand lines."""
@@ -32,7 +33,7 @@ class Journal:
         self._lines = 0
         self._overdue = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_directory(path.parent)
             self._read()
             self._compact()
         except OSError as error:
@@ -101,7 +102,7 @@ class Journal:
     def _compact(self) -> None:
         temporary = self.path.with_name(f"{self.path.name}.new")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in self._living.values()))
             temporary.replace(self.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,17 @@ def need_root(what: str) -> None:
         raise NatfError(f"{what} needs root: packets are taken from and given to the kernel")
 
 
-def make_run_dir(path: Path) -> None:
+def make_private_directory(path: Path) -> None:
+    """Make `path`, or see that it is ours alone to write: who else can write there could have root write anywhere."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.lstat()
     except OSError as error:
-        raise NatfError(f"{path}: {error.strerror}; expected to make the run directory") from None
+        raise NatfError(f"{path}: {error.strerror}; expected to make a directory of ours there") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise NatfError(
+            f"{path}: expected a directory of user {os.geteuid()} that nobody else can write to, and no link"
+        )
 
 
 class RoleLock:
@@ -34,9 +41,9 @@ class RoleLock:
         self._descriptor = -1
 
     def __enter__(self) -> RoleLock:
-        make_run_dir(self._path.parent)
+        make_private_directory(self._path.parent)
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise NatfError(f"{self._path}: {error.strerror}; expected to make the lock file there") from None
         try:
@@ -65,7 +72,7 @@ class RoleLock:
         """The process that holds the role, 0 if it has not written down its number yet; None if nobody does."""
         path = run_dir / f"{role}.lock"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

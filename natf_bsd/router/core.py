@@ -19,6 +19,7 @@ from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
 from natf_bsd.errors import AuthError, TableFull, UnsupportedVersion, WireError
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.router.counts import COUNTERS
+from natf_bsd.router.rates import Load, SourceRates
 from natf_bsd.tables.act import AccessTable
 from natf_bsd.tables.expiring import Table
 from natf_bsd.types import Address, Flow, Packet, Protocol, format_address
@@ -29,7 +30,8 @@ NAT_TIMEOUT = 0.2
 """Seconds a pseudo-packet may take through the NAT; then it is written once more (FREEBSD.md 3.1)."""
 
 MAXIMUM_TEXT = message.REQUEST_MINIMUM - message.HEADER.size - 3 - auth.AUTH_SIZE
-"""Characters of explanation in a refusal (ASCII): with header, the rest of STATUS and AUTH no longer than the smallest
+"""Characters of explanation in a refusal (ASCII): with header, the rest of STATUS and AUTH no longer than the
+smallest
 request."""
 
 _STATUS_COUNTERS = {status: f"request.answered.{status.name.lower()}" for status in message.Status}
@@ -87,7 +89,8 @@ class RouterCore:
                 "request": lambda pending: (pending.asked.source, pending.asked.transaction),
             },
         )
-        self._load = _Load(config.cookie_rate)
+        self._load = Load(config.cookie_rate)
+        self._rates = SourceRates(config.source_rate)
 
     @property
     def pending(self) -> int:
@@ -127,7 +130,7 @@ class RouterCore:
     def _unproven(self, asked: Asked, request: message.Request, now: float) -> list[Effect] | None:
         """None once the sender has proved as much as it must: by its key, or by a cookie that it really is at its
         address."""
-        epoch_ms = int((now + self.epoch_offset) * 1000)
+        epoch_ms = auth.epoch_ms(now, self.epoch_offset)
         try:
             asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
             return None
@@ -162,6 +165,9 @@ class RouterCore:
             return self._refuse(asked, message.Status.NO_SUCH_HOST, "", now)
         if entry is None or not entry.permits(flow.protocol, flow.destination.port):
             return self._refuse(asked, message.Status.DENIED, "", now)
+        if not self._rates.take(asked.source, now):
+            self.counters.add("source.over_rate")
+            return self._refuse(asked, message.Status.OUT_OF_RESOURCES, "too many requests", now)
         inside = Flow(flow.protocol, flow.destination._replace(address=entry.address), flow.source)
         return self._ask_nat(asked, inside, now)
 
@@ -204,6 +210,7 @@ class RouterCore:
     def handle_timer(self, now: float) -> list[Effect]:
         """Second tries of pseudo-packets that did not come back, and the end of those that had one."""
         effects: list[Effect] = []
+        self._rates.expire(now)
         for pending in self._pending.expire(now):
             if pending.retried:
                 self.counters.add("mapping.failed.no_answer")
@@ -218,7 +225,8 @@ class RouterCore:
         return effects
 
     def next_deadline(self) -> float | None:
-        return self._pending.next_deadline()
+        deadlines = (self._pending.next_deadline(), self._rates.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _count(self, counter: str) -> list[Effect]:
         self.counters.add(counter)
@@ -236,7 +244,7 @@ class RouterCore:
         minimum leaves room."""
         data = message.encode(answer)
         if asked.key_id is not None and now is not None:
-            epoch_ms = int((now + self.epoch_offset) * 1000)
+            epoch_ms = auth.epoch_ms(now, self.epoch_offset)
             data = auth.sign(data, asked.key_id, self._keys[asked.key_id], epoch_ms)
         echo = asked.echo
         packet = build.icmp_echo(
@@ -250,24 +258,3 @@ def _plausible(source: Address) -> bool:
     (martians), and a
     pseudo-packet to such an address could end in the router itself."""
     return source[0] not in (0, 127) and source[0] < 224
-
-
-class _Load:
-    """Whether requests come faster than `rate` a second, counted over whole seconds: the last full one or the one
-    running."""
-
-    __slots__ = ("_count", "_previous", "_rate", "_second")
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._second = -1
-        self._count = 0
-        self._previous = 0
-
-    def note(self, now: float) -> bool:
-        second = int(now)
-        if second != self._second:
-            self._previous = self._count if second == self._second + 1 else 0
-            self._second, self._count = second, 0
-        self._count += 1
-        return max(self._count, self._previous) > self._rate

@@ -26,5 +26,6 @@ COUNTERS: dict[str, str] = {
     "pseudo.retried": "pseudo-packets given to the NAT again",
     "captured.foreign": "packets captured behind the NAT that are no pseudo-packets: nothing else belongs there",
     "captured.late": "pseudo-packets whose request is no longer waiting",
+    "source.over_rate": "requests beyond what one source may ask for (source_rate), answered: out of resources",
     "cookie.bad": "cookies that did not prove the sender's address",
 }

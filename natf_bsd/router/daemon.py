@@ -23,13 +23,14 @@ from natf_bsd.firewall import plan
 from natf_bsd.firewall.installed import Installed
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
-from natf_bsd.ops import runtime
+from natf_bsd.ops import act_file, runtime
 from natf_bsd.ops.control import ControlServer
 from natf_bsd.ops.interfaces import Interface, outer_interface
 from natf_bsd.ops.loop import Loop, epoch_offset, monotonic, precise
 from natf_bsd.ops.trace import Trace
+from natf_bsd.ops.watch import INTERVAL, CounterWatch
 from natf_bsd.router.core import RouterCore
-from natf_bsd.tables import act_file
+from natf_bsd.tables.act import AccessTable
 from natf_bsd.types import Direction, Endpoint, Flow, Protocol, format_address
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,14 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 _WATCH = 1.0
 """Seconds between looks at the access control table's file; `natf act` also says so at once."""
+
+_WORTH_A_WARNING = (
+    "mapping.failed.no_answer",
+    "mapping.failed.untranslated",
+    "mapping.failed.other_address",
+    "request.answered.out_of_resources",
+    "request.answered.bad_key",
+)
 
 _PROOF_TIMEOUT = 1.0
 
@@ -48,6 +57,7 @@ class RouterDaemon:
         self._config = config
         self._trace = Trace()
         self._watch_at = 0.0
+        self._look_at = 0.0
 
     def run(self) -> None:
         config = self._config
@@ -63,6 +73,7 @@ class RouterDaemon:
             self._bridge = NetfilterBridge(config.tun)
             stack.callback(self._bridge.close)
             self._core = RouterCore(config, table, self._bridge.style, self._bridge.lifetime)
+            self._counter_watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
             self._listen()
@@ -104,6 +115,8 @@ class RouterDaemon:
                 self._control.send(effect.packet)
             elif isinstance(effect, Drop):
                 self._control.drop(effect.packet)
+            else:
+                raise TypeError(f"no router does {effect!r}")
 
     def _next_deadline(self) -> float:
         core = self._core.next_deadline()
@@ -111,6 +124,9 @@ class RouterDaemon:
 
     def _tick(self, now: float) -> None:
         self._perform(self._core.handle_timer(now))
+        if now >= self._look_at:
+            self._counter_watch.look()
+            self._look_at = now + INTERVAL
         if now >= self._watch_at:
             self._core.epoch_offset = epoch_offset()
             self._watch_at = now + _WATCH
@@ -118,7 +134,12 @@ class RouterDaemon:
                 self._reload_act()
 
     def _reload_act(self) -> None:
-        """Take the file as it is now; a file with a fault leaves the table in force as it was."""
+        """Take the file as it is now; a file with a fault leaves the table in force as it was, a removed one denies
+        all."""
+        if not self._config.act.exists():
+            self._core.act = AccessTable()
+            log.error("%s is gone; every request is denied until it is back", self._config.act)
+            return
         try:
             self._core.act = self._act.load()
         except NatfError as error:
@@ -148,7 +169,11 @@ class RouterDaemon:
             ],
             "pending": self._core.pending,
             "counters": self._core.counters.snapshot(),
-            "handles": {"control": self._control.counters, "injector": self._injector.counters},
+            "handles": {
+                "control": self._control.counters,
+                "injector": self._injector.counters,
+                "nat": self._bridge.counters,
+            },
             "trace": self._trace.snapshot(),
         }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from natf_bsd.errors import ConfigError, NatfError
+from natf_bsd.names import is_written_label
 from natf_bsd.types import Address, Protocol, format_address, parse_address
 
 MAXIMUM_LINES = (
@@ -26,9 +27,6 @@ MAXIMUM_LINES = (
 )
 COLUMNS = "name address action [services...]"
 
-_LABEL = re.compile(
-    r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-)  # RFC 1123 section 2.1, and the underscore some names have
 _TOKEN = re.compile(r"[^ \t\r]+")
 _COMMENT = re.compile(r"(?:^|(?<=[ \t]))#")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -182,9 +180,9 @@ def _entry(words: Sequence[str], line: int) -> AccessEntry:
 
 
 def _host_label(name: str) -> str:
-    if _LABEL.fullmatch(name):
+    if is_written_label(name):
         return name
-    if _LABEL.fullmatch(name.lower()):
+    if is_written_label(name.lower()):
         raise ValueError(f"found upper case in name {name!r}, expected {name.lower()!r}")
     raise ValueError(
         f"found name {name!r}, expected one label of 1 to 63 lower-case letters, digits, hyphens, underscores"

@@ -45,8 +45,7 @@ class VatEntry:
     """One flow. `flow` is G1:s -> V1:d as the application has it, `mapped` is G2:m, `lifetime` the router's answer (s).
 
     `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
-    lost mapping; whoever learns of a hint may set it (a port reported closed). `renew_not_before` is for the core: when
-    a renewal failed, the next may start no sooner.
+    lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner.
     """
 
     flow: Flow

@@ -36,10 +36,9 @@ def sign(message: bytes, key_id: bytes, key: bytes, time_ms: int) -> bytes:
     return bytes(blank[:-_MAC_SIZE]) + _mac(blank, key)
 
 
-def key_id_of(message: bytes) -> bytes | None:
-    """The key id that `message` names (it proves nothing), None without AUTH; WireError if it is no message."""
-    at = _find(message)
-    return None if at is None else bytes(message[at + 2 : at + 10])
+def epoch_ms(now: float, epoch_offset: float) -> int:
+    """The time AUTH carries, in ms since 1970: `now` in monotonic seconds, `epoch_offset` what it lacks to 1970."""
+    return int((now + epoch_offset) * 1000)
 
 
 def verify(message: bytes, keys: Mapping[bytes, bytes], now_ms: int, window_ms: int = 60_000) -> bytes:

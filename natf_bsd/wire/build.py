@@ -7,6 +7,7 @@ import struct
 from natf_bsd.types import Address, Endpoint, Protocol
 from natf_bsd.wire import packet
 from natf_bsd.wire.checksum import checksum
+from natf_bsd.wire.checksum import transport as transport_checksum
 from natf_bsd.wire.icmp import ECHO_REPLY, ECHO_REQUEST, Echo, encode_echo
 from natf_bsd.wire.packet import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 
@@ -54,7 +55,8 @@ def tcp(
     """An IPv4 packet with one TCP segment without options; `flags` are the TCP_ constants of `wire.packet`."""
     header = _TCP.pack(source.port, destination.port, sequence, acknowledgement, 5 << 4, flags, window, 0, 0)
     segment = bytearray(header + payload)
-    struct.pack_into("!H", segment, 16, _transport_checksum(Protocol.TCP, source, destination, segment))
+    addresses = source.address + destination.address
+    struct.pack_into("!H", segment, 16, transport_checksum(Protocol.TCP, addresses, segment))
     return ipv4(Protocol.TCP, source.address, destination.address, segment, ttl=ttl, ident=ident)
 
 
@@ -73,14 +75,9 @@ def udp(
         raise ValueError(f"{length} bytes are more than a UDP datagram holds")
     datagram = bytearray(_UDP.pack(source.port, destination.port, length, 0) + payload)
     if checksum:
-        value = _transport_checksum(Protocol.UDP, source, destination, datagram)
-        struct.pack_into("!H", datagram, 6, value or 0xFFFF)
+        addresses = source.address + destination.address
+        struct.pack_into("!H", datagram, 6, transport_checksum(Protocol.UDP, addresses, datagram))
     return ipv4(Protocol.UDP, source.address, destination.address, datagram, ttl=ttl, ident=ident)
-
-
-def _transport_checksum(protocol: int, source: Endpoint, destination: Endpoint, segment: bytearray) -> int:
-    pseudo_header = struct.pack("!4s4sHH", source.address, destination.address, protocol, len(segment))
-    return checksum(pseudo_header + segment)
 
 
 def icmp_echo(

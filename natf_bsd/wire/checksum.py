@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TypeAlias
+
+from natf_bsd.types import Protocol
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -19,6 +22,15 @@ def ones_sum(data: Data) -> int:
 def checksum(data: Data) -> int:
     """The value for the checksum field of `data`, whose own checksum field holds zero."""
     return ones_sum(data) ^ 0xFFFF
+
+
+def transport(protocol: int, addresses: Data, segment: Data) -> int:
+    """The checksum of a TCP segment or UDP datagram whose own field holds zero, its pseudo-header included.
+
+    `addresses` are the 8 bytes of source and destination. Never 0 for UDP, where that means none (RFC 768).
+    """
+    value = checksum(struct.pack("!8sHH", addresses, protocol, len(segment)) + segment)
+    return value or 0xFFFF if protocol == Protocol.UDP else value
 
 
 def delta(old: Data, new: Data) -> int:

@@ -8,13 +8,13 @@ come after. A value that can't be written is our own mistake (ValueError); bytes
 from __future__ import annotations
 
 import enum
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from natf_bsd.errors import UnsupportedVersion, WireError
+from natf_bsd.names import is_domain, is_label
 from natf_bsd.types import Endpoint, Flow, Name
 
 MAGIC = b"NATf"
@@ -29,9 +29,6 @@ IGNORABLE = 128
 _FLOW = struct.Struct("!BB4sHH4s")  # protocol, zero, G1, s, d, V1
 _MAPPING = struct.Struct("!4sHHI")  # G2, m, zero, lifetime
 _AUTH_VALUE = 32  # key id, time, MAC
-_LABEL = r"[a-z0-9_-]{1,63}"
-_HOST = re.compile(_LABEL)
-_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 
 
 class MessageType(enum.IntEnum):
@@ -94,11 +91,11 @@ Message: TypeAlias = Request | Response | CookieChallenge | Refused
 
 def valid_name(name: Name) -> bool:
     """Whether a request can carry this name: lower-case letters, digits, hyphens and underscores in DNS's lengths."""
-    return bool(_HOST.fullmatch(name.host) and _DOMAIN.fullmatch(name.domain))
+    return is_label(name.host) and is_domain(name.domain)
 
 
-def _matching(text: str, pattern: re.Pattern[str], what: str) -> str:
-    if not pattern.fullmatch(text):
+def _checked(text: str, good: Callable[[str], bool], what: str) -> str:
+    if not good(text):
         raise ValueError(f"{text!r} is not a {what}")
     return text
 
@@ -122,19 +119,19 @@ def _unpack_flow(value: bytes) -> Flow:
 
 
 def _pack_host(host: str) -> bytes:
-    return _matching(host, _HOST, "host name").encode("ascii")
+    return _checked(host, is_label, "host name").encode("ascii")
 
 
 def _unpack_host(value: bytes) -> str:
-    return _matching(value.decode("ascii"), _HOST, "host name")
+    return _checked(value.decode("ascii"), is_label, "host name")
 
 
 def _pack_domain(domain: str) -> bytes:
-    return _matching(domain, _DOMAIN, "domain").encode("ascii")
+    return _checked(domain, is_domain, "domain").encode("ascii")
 
 
 def _unpack_domain(value: bytes) -> str:
-    return _matching(value.decode("ascii"), _DOMAIN, "domain")
+    return _checked(value.decode("ascii"), is_domain, "domain")
 
 
 def _cookie(value: bytes) -> bytes:

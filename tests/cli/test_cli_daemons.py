@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from natf_bsd import __version__
-from natf_bsd.config import load_key
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import plan, runner
 from natf_bsd.firewall.command import Command
+from natf_bsd.keys import load_key
 from natf_bsd.ops import interfaces, runtime
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.ops.runtime import RoleLock
@@ -219,7 +219,7 @@ def test_cleanup_undoes_both_roles_while_no_daemon_can_start(host, root, monkeyp
 
     undo = runner.undo
     monkeypatch.setattr(runner, "undo", lambda commands: undo(commands, run_process))
-    assert host.good("cleanup") == "nothing of natf is left on this host\n"
+    assert host.good("cleanup") == "rules, routes and kernel settings of natf are removed\n"
     expected = plan.undo_all(plan.RouterConfig(route_table=99))
     assert ran == [command.argv for command in expected]
     assert ("ip", "-4", "route", "flush", "table", "99", "proto", "78") in ran

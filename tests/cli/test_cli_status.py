@@ -10,12 +10,12 @@ import dns.rrset
 import pytest
 from rich.console import Console
 
-from natf_bsd.cli.render import render
 from natf_bsd.config import EnConfig, RouterConfig, settings_of
 from natf_bsd.en import report
 from natf_bsd.en.counts import COUNTERS as EN_COUNTERS
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.fabric import EN, ROUTER, Fabric
+from natf_bsd.ops.render import render
 from natf_bsd.ops.trace import Trace
 from natf_bsd.router.counts import COUNTERS as ROUTER_COUNTERS
 from natf_bsd.types import Endpoint, format_address, parse_address
@@ -33,6 +33,7 @@ ROUTER_STATUS = {
     ],
     "pending": 0,
     "counters": dict.fromkeys(ROUTER_COUNTERS, 0) | {"request.received": 7, "request.answered.denied": 2},
+    "handles": {"control": {"received": 7, "queue_full": 3, "buffer_full": 0}},
     "trace": Trace().snapshot(),
 }
 
@@ -54,6 +55,7 @@ def en_status():
         "interface": "eth0 203.0.113.10",
         "settings": settings_of(EnConfig(("home.example.net",))),
         **tables,
+        "handles": {"out": {"received": 1, "sent": 1, "dropped": 0}},
         "trace": Trace().snapshot(),
     }
 
@@ -192,6 +194,18 @@ def test_a_direct_flow_is_marked(en_status):
 
 
 def test_empty_tables_are_shown_empty():
-    empty = {"names": [], "names_total": 0, "flows": [], "flows_total": 0, "routers": [], "counters": {}}
-    text = rendered({"role": "en", "process": 1, "interface": "eth0 203.0.113.10"} | empty, 100)
+    empty = {"names": [], "names_total": 0, "flows": [], "flows_total": 0, "routers": [], "counters": {}, "handles": {}}
+    refused = {"refused": {"names": 0, "flows": 0}}
+    text = rendered({"role": "en", "process": 1, "interface": "eth0 203.0.113.10"} | empty | refused, 100)
     assert "NRT, names (0)" in text
+
+
+def test_what_a_full_table_refused_is_shown(en_status):
+    assert en_status["refused"] == {"names": 0, "flows": 0, "routers": 0, "refusals": 0}
+    text = rendered(en_status | {"refused": {"names": 3, "flows": 4}}, 100)
+    assert "NRT, names (1, 3 refused)" in text
+    assert "VAT, flows (1, 4 refused)" in text
+
+
+def test_losses_in_the_kernel_show_in_the_text():
+    assert "received 7, queue_full 3" in rendered(ROUTER_STATUS, 240)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natf_bsd.config import Key, load_key, parse, settings_of
+from natf_bsd.config import parse, settings_of
 from natf_bsd.errors import ConfigError, NatfError
+from natf_bsd.keys import Key, load_key
 
 PATH = Path("natf.toml")
 IDENT = "00112233445566ff"

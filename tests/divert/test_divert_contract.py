@@ -1,4 +1,6 @@
-"""What every backend does, whatever lies under it: the same tests over memory and over NFQUEUE in a namespace."""
+"""What every backend does, whatever lies under it: the same tests over memory, over NFQUEUE in a namespace, and over
+divert(4), with a stand-in kernel and with a real one in a jail.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from typing import Protocol
 import pytest
 
 from natf_bsd.divert import Direction, Divert, Packet
+from natf_bsd.divert.divert4 import DivertBackend
 from natf_bsd.divert.memory import MemoryBackend
 from natf_bsd.errors import NatfError
-from natf_bsd.lab import spaces
 from natf_bsd.types import Endpoint
 from natf_bsd.wire import build, packet
+from tests import spaces
+from tests.divert import jails
+from tests.divert.fake_kernel import FakeKernel, sockaddr
 
 HERE = bytes([127, 0, 0, 1])
 PORT = 7000
@@ -25,6 +30,8 @@ class Rig(Protocol):
     """One open handle, and the world on both sides of it."""
 
     divert: Divert
+    place: tuple[Direction, str]
+    """The direction and the interface its packets have."""
 
     def feed(self, payload: bytes) -> None:
         """Send a UDP datagram into the handle."""
@@ -34,6 +41,8 @@ class Rig(Protocol):
 
 
 class MemoryRig:
+    place = (Direction.IN, "lo")
+
     def __init__(self) -> None:
         self._backend = MemoryBackend()
         self.divert = Divert(8710, direction=Direction.IN, backend=self._backend)
@@ -50,6 +59,8 @@ class MemoryRig:
 
 class NfqueueRig:
     """Loopback UDP, held at mangle INPUT."""
+
+    place = (Direction.IN, "lo")
 
     def __init__(self) -> None:
         self._space = spaces.Space()
@@ -71,6 +82,43 @@ class NfqueueRig:
             while True:
                 found.append(self._receiver.recv(65535))
         return found
+
+
+class FakeKernelRig:
+    place = (Direction.IN, "lo0")
+
+    def __init__(self) -> None:
+        self._kernel = FakeKernel()
+        self.divert = Divert(
+            8710, direction=Direction.IN, backend=DivertBackend(8710, Direction.IN, calls=self._kernel)
+        )
+
+    def feed(self, payload: bytes) -> None:
+        data = build.udp(Endpoint(HERE, 5000), Endpoint(HERE, PORT), payload)
+        self._kernel.deliver(8710, data, sockaddr(100, HERE, b"lo0"))
+
+    def delivered(self) -> list[bytes]:
+        fresh, self._kernel.written = self._kernel.written, []
+        return [data[packet.header_length(data) + 8 :] for data, _ in fresh]
+
+
+class DivertRig:
+    """Loopback UDP, held on its way out: on its way in its checksum is not made yet (FREEBSD.md 1.6)."""
+
+    place = (Direction.OUT, "")
+
+    def __init__(self) -> None:
+        self.divert = Divert(8710, direction=Direction.OUT)
+        jails.command(f"ipfw -q add 100 divert 8710 udp from any to any {PORT} out via lo0")
+        self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._receiver.bind(("127.0.0.1", PORT))
+
+    def feed(self, payload: bytes) -> None:
+        self._sender.sendto(payload, ("127.0.0.1", PORT))
+
+    def delivered(self) -> list[bytes]:
+        return jails.heard(self._receiver)
 
 
 Contract = Callable[[Rig], None]
@@ -110,7 +158,7 @@ def a_packet_carries_its_bytes_direction_and_interface(rig: Rig) -> None:
     assert flow is not None
     assert flow.destination == Endpoint(HERE, PORT)
     assert payload_of(item) == b"hello"
-    assert (item.direction, item.interface) == (Direction.IN, "lo")
+    assert (item.direction, item.interface) == rig.place
 
 
 @contract
@@ -246,6 +294,16 @@ def clause(request: pytest.FixtureRequest) -> Contract:
 
 def test_memory_keeps_the_contract(clause: Contract) -> None:
     clause(MemoryRig())
+
+
+def test_divert_sockets_keep_the_contract_over_a_stand_in_kernel(clause: Contract) -> None:
+    clause(FakeKernelRig())
+
+
+@pytest.mark.freebsd
+@pytest.mark.skipif(jails.unsupported() is not None, reason=str(jails.unsupported()))
+def test_divert_sockets_keep_the_contract(clause: Contract) -> None:
+    jails.isolated(lambda: clause(DivertRig()))()
 
 
 @pytest.mark.lab

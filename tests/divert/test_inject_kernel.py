@@ -13,10 +13,10 @@ from natf_bsd.divert import Direction, Divert, Packet
 from natf_bsd.divert.inject import ControlSocket, Injector
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux, runner
-from natf_bsd.lab import spaces
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import build
 from natf_bsd.wire.icmp import ECHO_REPLY, ECHO_REQUEST, Echo, decode_echo, encode_echo
+from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natf_bsd.divert import netlink
-from natf_bsd.lab import spaces
+from tests import spaces
 
 little_endian = pytest.mark.skipif(sys.byteorder == "big", reason="golden bytes are little-endian")
 lab = pytest.mark.lab

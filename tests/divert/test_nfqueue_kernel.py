@@ -20,11 +20,11 @@ import pytest
 from natf_bsd.divert import Direction, Divert, Packet
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux, runner
-from natf_bsd.lab import spaces
 from natf_bsd.types import Endpoint, Protocol, parse_address
 from natf_bsd.wire import packet
 from natf_bsd.wire.checksum import checksum
 from natf_bsd.wire.packet import QuotedRewrite, Rewrite
+from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,

@@ -102,14 +102,19 @@ def test_one_connection_is_one_request_one_reply_then_the_syn_on_the_wire(natf: 
 
 
 def test_the_added_delay_is_traced_in_the_parts_of_figure_7(natf: Figure1Lab) -> None:
-    curl(natf, "http://alice.home.example.net/")
+    """Against an independent witness: what the wire saw between request, answer and SYN lies within the traced parts."""
+    resolve(natf, "alice.home.example.net")
+    with natf.capture("en", "eth0") as capture:
+        curl(natf, "http://alice.home.example.net/")
+        times = {kind(p): p.time for p in reversed(capture.packets())}
     en, router = status(natf, "en")["trace"], status(natf, "router")["trace"]
     assert len(en["answer_rewriting"]) >= 1
     entry = en["negotiations"][-1]
     [part] = [row["router"] for row in router["negotiations"] if row["transaction"] == entry["transaction"]]
     assert 0 < part < entry["answer_wait"]
-    parts = entry["negotiation_start"] + entry["answer_wait"] + entry["resume"]
-    assert entry["total"] == pytest.approx(parts)
+    assert times["reply"] - times["request"] <= entry["answer_wait"]
+    assert part < times["reply"] - times["request"]
+    assert entry["total"] >= times["reply"] - times["request"]
 
 
 @pytest.mark.parametrize("name", ["eve", "mallory"])
@@ -166,6 +171,26 @@ def test_the_table_is_obeyed_without_a_restart(natf: Figure1Lab) -> None:
     assert udp(natf, "eve.home.example.net") == "ConnectionRefusedError", "eve's table line names tcp/80 only"
 
 
+def test_a_table_that_is_removed_denies_everybody(natf: Figure1Lab) -> None:
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+    table = natf.act.read_text()
+    natf.act.unlink()
+    assert natf.router is not None
+    natf.wait_until(lambda: "is gone" in natf.router.output(), natf.router)
+    assert connect(natf, "alice.home.example.net")[0] == "ECONNREFUSED"
+    natf.act.write_text(table)
+    natf.wait_until(lambda: "3 hosts in force" in natf.router.output(), natf.router)
+    assert connect(natf, "bob.home.example.net")[0] == "connected"
+
+
+def test_a_table_with_a_fault_leaves_the_one_in_force(natf: Figure1Lab) -> None:
+    natf.act.write_text("alice 192.168.0.2 perhaps\n")
+    assert natf.router is not None
+    natf.wait_until(lambda: "stays in force" in natf.router.output(), natf.router)
+    assert "natf.act:1:" in natf.router.output()
+    assert connect(natf, "alice.home.example.net")[0] == "connected"
+
+
 def test_cookies_always_cost_one_round_trip_and_nothing_else(natf: Figure1Lab) -> None:
     assert natf.router is not None
     natf.router.stop()
@@ -189,27 +214,38 @@ def test_with_required_keys_only_their_holder_gets_in(natf: Figure1Lab) -> None:
 
 
 def test_two_hundred_connections_at_once_all_succeed(natf: Figure1Lab) -> None:
+    """At once: every one is open before the first one speaks."""
     program = """
-import concurrent.futures, socket
+import socket, threading
+together = threading.Barrier(200)
+good = []
 def tcp(name):
-    with socket.create_connection((f"{name}.home.example.net", 80), 20) as s:
+    with socket.create_connection((f"{name}.home.example.net", 80), 30) as s:
+        together.wait(60)
         s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
         data = b""
         while chunk := s.recv(4096):
             data += chunk
-        return f"{name}'s page".encode() in data
+        good.append(f"{name}'s page".encode() in data)
 def udp(name):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(20)
+        s.settimeout(30)
         s.connect((f"{name}.home.example.net", 5000))
         s.send(b"x")
-        return s.recv(100) == f"{name}: x".encode()
-jobs = [(do, name) for do in (tcp, udp) for name in ("alice", "bob")] * 50
-with concurrent.futures.ThreadPoolExecutor(200) as pool:
-    print(sum(pool.map(lambda job: job[0](job[1]), jobs)))
+        together.wait(60)
+        good.append(s.recv(100) == f"{name}: x".encode())
+threads = [threading.Thread(target=do, args=(name,)) for do in (tcp, udp) for name in ("alice", "bob") for _ in range(50)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(good.count(True), len(good))
 """
-    done = natf.exec("en", ["python3", "-c", program])
-    assert done.stdout.strip() == "200", done.stderr
+    done = natf.exec("en", ["python3", "-c", program], capture_output=True, timeout=100)
+    assert done.stdout.split() == ["200", "200"], done.stderr
+    counters = status(natf, "en")["counters"]
+    assert counters["negotiation.started"] >= 200
+    assert counters["out.sent.released"] >= 200
 
 
 def test_ping_to_a_virtual_address_is_answered_with_an_error_at_once(natf: Figure1Lab) -> None:

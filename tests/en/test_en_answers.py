@@ -5,8 +5,9 @@ from __future__ import annotations
 import dpkt
 import pytest
 
-from natf_bsd.config import EnConfig, Key
+from natf_bsd.config import EnConfig
 from natf_bsd.en.refusals import REMEMBERED_FOR, Reaction, Refusals
+from natf_bsd.keys import Key
 from natf_bsd.types import Endpoint
 from natf_bsd.wire import icmp, message, packet
 

@@ -6,7 +6,6 @@ import dpkt
 import pytest
 
 from natf_bsd.config import EnConfig
-from natf_bsd.en import core as en_core
 from natf_bsd.en.held import PER_FLOW
 from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
 from natf_bsd.wire import build, icmp, message, packet
@@ -123,7 +122,7 @@ def test_a_new_flow_without_room_is_refused_aloud(bench, monkeypatch: pytest.Mon
 
 
 def test_negotiations_are_bounded_renewals_included(bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(en_core, "MAXIMUM_NEGOTIATIONS", 2)
+    monkeypatch.setattr("natf_bsd.en.negotiations.MAXIMUM_NEGOTIATIONS", 2)
     virtual = mapped(bench, udp=True)
     bench.wait(40)
     bench.out(bench.udp(virtual, s=40001))

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natf_bsd.config import Key
 from natf_bsd.en.negotiation import (
     GIVE_UP_AFTER,
     MAXIMUM_CHALLENGES,
@@ -19,6 +18,7 @@ from natf_bsd.en.negotiation import (
     Negotiation,
     State,
 )
+from natf_bsd.keys import Key
 from natf_bsd.types import Endpoint, Flow, Name, Protocol, parse_address
 from natf_bsd.wire import auth, icmp, message
 

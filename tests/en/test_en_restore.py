@@ -107,6 +107,40 @@ def test_a_router_with_a_restored_flow_is_known_to_speak_natf(make_bench, bench)
     assert len(after.core.vat) == 0
 
 
+@pytest.mark.parametrize("udp", [False, True], ids=["TCP", "UDP"])
+def test_a_restored_flow_once_confirmed_asks_no_more(make_bench, bench, udp: bool) -> None:
+    alice = bench.learn()
+    bench.out(bench.udp(alice) if udp else bench.syn(alice))
+    bench.map(61000, 86400)
+    after = restarted(make_bench, bench)
+    for number in range(1, 6):
+        after.out(after.udp(alice) if udp else after.tcp(alice, packet.TCP_ACK))
+        if number == 1:
+            after.map(61000, 86400)
+        assert (len(after.sent), len(after.asked)) == (number, 1)
+
+
+def test_a_restored_flow_that_ended_leaves_no_doubt_about_its_successor(make_bench, bench) -> None:
+    alice = bench.learn()
+    bench.out(bench.udp(alice))
+    bench.map(61000, 60)
+    after = restarted(make_bench, bench)
+    after.wait(61)
+    assert len(after.core.vat) == 0
+    after.out(after.udp(alice))
+    after.map(61001)
+    after.out(after.udp(alice))
+    assert (len(after.sent), len(after.asked)) == (2, 1)
+
+
+def test_a_name_no_request_can_carry_is_left_out(make_bench) -> None:
+    name = Name("Alice", "home.example.net")
+    record = {**ALICE, "host": name.host, "virtual": format_address(next(VirtualAddresses().candidates(name)))}
+    bench = make_bench()
+    assert len(bench.core.restore([record], bench.now)) == 1
+    assert len(bench.core.names) == 0
+
+
 def test_a_restored_direct_flow_stays_direct(make_bench, bench) -> None:
     virtual = bench.learn()
     bench.out(bench.udp(virtual))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dpkt
 import pytest
 
-from natf_bsd.config import EnConfig, Key
+from natf_bsd.config import EnConfig
+from natf_bsd.keys import Key
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import message
 

@@ -11,9 +11,9 @@ import pytest
 from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.runner import SysctlJournal
-from natf_bsd.lab import spaces
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.types import parse_address
+from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,

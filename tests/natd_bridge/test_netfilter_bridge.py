@@ -16,10 +16,10 @@ from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.runner import SysctlJournal
-from natf_bsd.lab import spaces
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
+from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,

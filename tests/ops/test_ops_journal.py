@@ -250,8 +250,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NatfError) as caught:
         Journal(tmp_path / "file" / "en.journal")
-    assert str(caught.value).startswith(f"{tmp_path}/file/en.journal: ")
-    assert str(caught.value).endswith("; expected a place to keep names and flows over a restart")
+    assert str(caught.value).startswith(f"{tmp_path}/file: ")
+    assert str(caught.value).endswith("; expected to make a directory of ours there")
 
 
 def test_a_journal_that_cannot_be_read_is_named(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from natf_bsd.errors import NatfError
 from natf_bsd.ops import runtime
-from natf_bsd.ops.runtime import RoleLock, make_run_dir, need_root, set_up_logging
+from natf_bsd.ops.runtime import RoleLock, make_private_directory, need_root, set_up_logging
 
 HOLD = """
 import sys
@@ -123,8 +123,31 @@ def test_the_run_directory_is_made_private_with_its_parents(tmp_path):
 def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NatfError) as caught:
-        make_run_dir(tmp_path / "file" / "natf")
-    assert str(caught.value) == f"{tmp_path}/file/natf: Not a directory; expected to make the run directory"
+        make_private_directory(tmp_path / "file" / "natf")
+    assert str(caught.value) == f"{tmp_path}/file/natf: Not a directory; expected to make a directory of ours there"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_run_directory_others_can_write_to_is_refused(tmp_path, mode):
+    """Whoever writes there could have root restore "kernel settings" of his own choice."""
+    place = tmp_path / "natf"
+    place.mkdir()
+    place.chmod(mode)
+    with pytest.raises(NatfError, match="nobody else can write to"):
+        make_private_directory(place)
+
+
+def test_a_link_is_no_run_directory_and_no_lock(tmp_path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(NatfError, match="and no link"):
+        make_private_directory(tmp_path / "link")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "real" / "en.lock").symlink_to(victim)
+    with pytest.raises(NatfError), RoleLock(tmp_path / "real", "en"):
+        pass
+    assert victim.read_text() == "precious"
 
 
 def test_who_is_not_root_is_told_why_root(monkeypatch):

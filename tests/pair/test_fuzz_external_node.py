@@ -10,11 +10,13 @@ import dns.message
 import dns.rrset
 import pytest
 
-from natf_bsd.config import EnConfig, Key
+from natf_bsd.config import EnConfig
 from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
 from natf_bsd.en import report
-from natf_bsd.en.core import MAXIMUM_NEGOTIATIONS, EnCore
+from natf_bsd.en.core import EnCore
 from natf_bsd.en.held import IN_ALL
+from natf_bsd.en.negotiations import MAXIMUM_NEGOTIATIONS
+from natf_bsd.keys import Key
 from natf_bsd.lab.fabric import EN, ROUTER, Fabric
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Direction, Endpoint, Name, Packet, parse_address
@@ -218,7 +220,7 @@ class Fuzzer:
         assert {relation.virtual: relation.flows for relation in core.names if relation.flows} == references
         waiting = {negotiation.flow.key for negotiation in negotiations}
         assert all(core.vat.by_out(entry.out_key) is entry is core.vat.by_in(entry.in_key) for entry in core.vat)
-        assert set(core.held._flows) <= waiting
+        assert set(core.held.flows()) <= waiting
         report.tables(core, self.now, 1000)
 
 
@@ -271,10 +273,7 @@ def test_afterwards_all_is_forgotten_in_time_and_a_new_flow_works_as_ever(fuzzed
     # The end of the negotiations with one router and the next, of the longest lifetime, of the names' quarantine.
     for seconds in (10.0, 10.0, 2.0**32, 10.0):
         fuzzed.pass_time(seconds)
-    assert len(core.names) == len(core.vat) == len(core.held) == len(list(core.negotiations())) == 0
-    assert core._negotiations == {}
-    assert core._unconfirmed == set()
-    assert core._alarms == []
+    assert core.idle()
     assert core.next_deadline() is None
     fuzzed.check()
     core.handle_dns(Packet(bytearray(fuzzed.dns[1]), Direction.IN), fuzzed.now)

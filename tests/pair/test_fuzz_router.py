@@ -8,11 +8,13 @@ from collections import Counter, deque
 
 import pytest
 
-from natf_bsd.config import EnConfig, Key, RouterConfig
+from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
+from natf_bsd.keys import Key
 from natf_bsd.lab.fabric import ACT_TEXT, EN, ROUTER, Fabric
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.router.core import RouterCore
+from natf_bsd.router.rates import BURST_SECONDS
 from natf_bsd.tables import act
 from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
@@ -82,7 +84,9 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        config = RouterConfig(keys=(KEY,), tell_unknown=True, cookie_rate=100, maximum_pending=MAXIMUM_PENDING)
+        config = RouterConfig(
+            keys=(KEY,), tell_unknown=True, cookie_rate=100, maximum_pending=MAXIMUM_PENDING, source_rate=20
+        )
         lifetimes = {Protocol.TCP: 86400, Protocol.UDP: 60}
         self.core = RouterCore(
             config,
@@ -207,6 +211,7 @@ def test_afterwards_all_is_forgotten_and_a_request_answered_as_ever(fuzzed: Fuzz
     core = fuzzed.core
     fuzzed.pass_time(1.0)  # each is tried once more, and then given up
     fuzzed.pass_time(1.0)
+    fuzzed.pass_time(BURST_SECONDS)  # and no source has anything held against it
     assert (core.pending, core.next_deadline()) == (0, None)
     fuzzed.check()
     flow = Flow(Protocol.UDP, Endpoint(EN, 41000), Endpoint(VIRTUAL, 5000))

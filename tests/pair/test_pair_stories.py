@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from natf_bsd.config import EnConfig, Key, RouterConfig
+from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.keys import Key
 from natf_bsd.lab.fabric import ALICE, BOB, EN, PLAIN, ROUTER, SILENT, Link
 from natf_bsd.natd_bridge.memory import EndpointIndependentNat, LibaliasNat
 from natf_bsd.types import Protocol, parse_address

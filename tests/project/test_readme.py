@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from natf_bsd import config
 from natf_bsd.cli import main
-from natf_bsd.tables import act_file
+from natf_bsd.ops import act_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -33,8 +33,13 @@ class Bench:
 
     def __init__(self, config: RouterConfig, table: str, style: pseudo.PseudoStyle, seed: int) -> None:
         self.random = random.Random(seed)
+        self.token = self.random.randbytes
         self.core = RouterCore(
-            config, act.parse(table, "act"), style, lambda number: LIFETIMES[number], token=self.random.randbytes
+            config,
+            act.parse(table, "act"),
+            style,
+            lambda number: LIFETIMES[number],
+            token=lambda size: self.token(size),
         )
         self.now = 100.0
         self.passed: list[Packet] = []

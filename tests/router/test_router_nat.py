@@ -128,7 +128,7 @@ def test_requests_at_the_nat_are_bounded(make_bench) -> None:
 def test_a_cookie_in_use_is_not_given_to_a_second_request(make_bench) -> None:
     """The 32 bits in the pseudo-packet are what its capture is known by."""
     bench = make_bench()
-    bench.core._token = lambda size: bytes(size)
+    bench.token = bytes
     bench.ask()
     bench.ask()
     assert bench.core.pending == 1
@@ -136,7 +136,7 @@ def test_a_cookie_in_use_is_not_given_to_a_second_request(make_bench) -> None:
 
 
 def test_many_lost_pseudo_packets_are_all_retried_and_all_answered(make_bench) -> None:
-    bench = make_bench(maximum_pending=1024, cookies="never")
+    bench = make_bench(maximum_pending=1024, cookies="never", source_rate=0)
     for s in range(1024):
         bench.ask(s=s + 1)
     bench.wait(NAT_TIMEOUT)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from natf_bsd.config import Key, RouterConfig
+from natf_bsd.config import RouterConfig
+from natf_bsd.errors import AuthError
+from natf_bsd.keys import Key
 from natf_bsd.types import parse_address
 from natf_bsd.wire import auth, message
 
@@ -174,7 +176,9 @@ def test_a_bad_key_is_told_so_unsigned_and_goes_no_further(make_bench, key: tupl
     bench = make_bench(keys=(KEY, OTHER))
     bench.ask_signed(key, at=at)
     assert bench.heard.status is message.Status.BAD_KEY
-    assert auth.key_id_of(bench.answers[0].data) is None
+    with pytest.raises(AuthError) as caught:
+        auth.verify(bench.answers[0].data, {}, 0)
+    assert caught.value.missing
     assert bench.written == []
     assert bench.count("request.answered.bad_key") == 1
 

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from natf_bsd.errors import ConfigError, NatfError
-from natf_bsd.tables import act, act_file
-from natf_bsd.tables.act_file import ActFile, edit, load
+from natf_bsd.ops import act_file
+from natf_bsd.ops.act_file import ActFile, edit, load
+from natf_bsd.tables import act
 
 TEXT = "alice 192.168.0.2 allow\n"
 

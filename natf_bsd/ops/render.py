@@ -27,6 +27,7 @@ def render(status: dict[str, Any], console: Console | None = None) -> None:
     else:
         console.print(act_table(status))
     console.print(counters_table(status))
+    console.print(handles_table(status))
 
 
 def _console() -> Console:
@@ -41,14 +42,24 @@ def counters_table(status: dict[str, Any]) -> Table:
     return _table("Counters", ("counter", "count", "meaning"), rows)
 
 
+def handles_table(status: dict[str, Any]) -> Table:
+    """What the ways into and out of the kernel counted, its own losses included."""
+    rows = [
+        (handle, ", ".join(f"{name} {count}" for name, count in counters.items() if count) or "nothing yet")
+        for handle, counters in status["handles"].items()
+    ]
+    return _table("Handles", ("handle", "counted"), rows)
+
+
 def names_table(status: dict[str, Any]) -> Table:
     """The name relation table."""
     rows = [
         (row["name"], row["virtual"], ", ".join(row["routers"]), row["flows"], _seconds(row["ttl_left"]))
         for row in status["names"]
     ]
-    title = f"NRT, names ({status['names_total']})"
-    return _table(title, ("name", "virtual address V1", "router G2", "flows", "TTL left"), rows)
+    return _table(
+        _title("NRT, names", status, "names"), ("name", "virtual address V1", "router G2", "flows", "TTL left"), rows
+    )
 
 
 def flows_table(status: dict[str, Any]) -> Table:
@@ -67,7 +78,7 @@ def flows_table(status: dict[str, Any]) -> Table:
         for row in status["flows"]
     ]
     columns = ("", "G1:s", "V1:d", "G2:m", "name", "state", "idle", "expires in")
-    return _table(f"VAT, flows ({status['flows_total']})", columns, rows)
+    return _table(_title("VAT, flows", status, "flows"), columns, rows)
 
 
 def routers_table(status: dict[str, Any]) -> Table:
@@ -84,6 +95,12 @@ def act_table(status: dict[str, Any]) -> Table:
 def _seconds(value: float) -> str:
     """What is over, and waits only to be cleared away, is shown as over."""
     return f"{max(value, 0):.0f} s"
+
+
+def _title(text: str, status: dict[str, Any], table: str) -> str:
+    """With how many there are, and how many found no room."""
+    refused = status["refused"][table]
+    return f"{text} ({status[f'{table}_total']}{f', {refused} refused' if refused else ''})"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
