@@ -76,7 +76,13 @@ class Divert:
     """
 
     def __init__(
-        self, port: int, *, direction: Direction, backend: Backend | None = None, mark: int = 0, mask: int = 0
+        self,
+        port: int,
+        *,
+        direction: Direction = Direction.IN,
+        backend: Backend | None = None,
+        mark: int = 0,
+        mask: int = 0,
     ) -> None:
         self.port = port
         self.direction = direction
