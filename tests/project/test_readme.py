@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,11 @@ def test_every_command_exists() -> None:
 @pytest.mark.parametrize("folder", re.findall(r"\| `(natf_bsd/\w+/)` \|", README))
 def test_every_folder_named_is_there(folder: str) -> None:
     assert (ROOT / folder / "__init__.py").exists()
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    en, router = text.split("## [router]")
+    for part, section in ((en, config.EnConfig), (router, config.RouterConfig)):
+        for setting in fields(section):
+            assert f"`{setting.name}`" in part, f"{setting.name} is not in docs/configuration.md"
