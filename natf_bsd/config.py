@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from natf_bsd.errors import ConfigError, NatfError
 from natf_bsd.keys import Key, load_key
 from natf_bsd.names import folded, is_written_domain
+from natf_bsd.types import Address, format_address, parse_address
 
 T = TypeVar("T")
 
@@ -31,8 +32,7 @@ STATE_DIR = Path("/var/db/natf" if sys.platform.startswith("freebsd") else "/var
 DEFAULT_ACT = DEFAULT_PATH.with_name("natf.act")
 
 _MARK = 0x4E000000
-"""'N' in the highest byte: the part of a packet's mark that is ours on Linux; the other 24 bits stay the site's
-own."""
+"""'N' in the highest byte, the part of a packet's mark that is ours on Linux; the other bits stay the site's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,11 @@ class EnConfig:
     virtual_prefix: int = 240
     """First octet of every virtual address; the /8 is the external node's own."""
     on_silence: str = "unreachable"
-    """What a flow gets whose router answers nothing at all: "unreachable" or "direct" (G2 itself, as if it were no
-    NAT-f router)."""
+    """What a flow gets whose router stays silent: "unreachable", or "direct" (G2 itself, as if it spoke no NAT-f)."""
     minimum_ttl: float = 60.0
     maximum_ttl: float = 86400.0
     quarantine: float = 3600.0
-    """How long a virtual address stays bound to its name after the DNS answer has expired: applications cache
-    longer than that."""
+    """How long a virtual address stays its name's after the DNS answer has expired: applications cache for longer."""
     maximum_names: int = 65536
     maximum_flows: int = 131072
     dns_queue: int = 8710
@@ -60,6 +58,8 @@ class EnConfig:
     mark: int = _MARK
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
+    resolvers: tuple[Address, ...] = ()
+    """DNS servers whose answers are believed; none: those of /etc/resolv.conf, as it changes."""
     keys: dict[str, Key] = field(default_factory=dict)
     """Home domain -> key its router knows."""
 
@@ -72,15 +72,13 @@ class RouterConfig:
     """Outer interface; none: the one of the default route."""
     act: Path = DEFAULT_ACT
     cookies: str = "load"
-    """When a stranger must prove its address first: "always", "never", or "load": above `cookie_rate` requests a
-    second."""
+    """When a stranger must prove its address: "always", "never", or "load": above `cookie_rate` requests a second."""
     cookie_rate: int = 200
     source_rate: int = 100
     """Mappings one source may ask for in a second, with bursts of five seconds' worth; 0 is without limit."""
     require_key: bool = False
     tell_unknown: bool = False
-    """Whether an outsider is told "no such host" apart from "denied"; off, both look the same (DESIGN.md section
-    4)."""
+    """Whether an outsider is told "no such host"; off, that looks the same as "denied" (DESIGN.md section 4)."""
     maximum_pending: int = 1024
     control_queue: int = 8701
     tun: str = "natf0"
@@ -249,6 +247,12 @@ def _domains(value: Any) -> tuple[str, ...]:
     return tuple(domain_name(item) for item in value)
 
 
+def _addresses(value: Any) -> tuple[Address, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return tuple(parse_address(_string(item)) for item in value)
+
+
 def _mark(value: Any) -> int:
     number = _integer(1, 255)(value)
     return number << 24
@@ -295,6 +299,7 @@ _EN_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "mark": _OUR_MARK,
     "run_dir": _ABSOLUTE,
     "state_dir": _ABSOLUTE,
+    "resolvers": (_addresses, 'a list of IPv4 addresses of DNS servers such as ["192.0.2.53"]'),
     "keys": (_en_keys, 'a table of home domain = "/absolute/path/of/key"'),
 }
 
@@ -418,6 +423,8 @@ def settings_of(config: EnConfig | RouterConfig) -> dict[str, object]:
         value = getattr(config, setting.name)
         if setting.name == "keys":
             value = sorted(key.ident.hex() for key in (value.values() if isinstance(value, dict) else value))
+        if setting.name == "resolvers":
+            value = [format_address(address) for address in value]
         if setting.name == "mark":
             value >>= 24  # as it is written in the file
         shown[setting.name] = str(value) if isinstance(value, Path) else value

@@ -26,7 +26,8 @@ def payload(data: bytearray) -> bytes | None:
 
 def replace_payload(data: bytearray, message: bytes) -> bytearray:
     """The packet `data` with `message` as its UDP payload: lengths and both checksums made anew, a zero UDP
-    checksum kept zero (RFC 768)."""
+    checksum kept zero (RFC 768).
+    """
     start = packet.header_length(data)
     length = _UDP_HEADER + len(message)
     renewed = bytearray(data[: start + _UDP_HEADER]) + message

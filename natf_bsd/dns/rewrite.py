@@ -1,9 +1,9 @@
 """Rewriting one DNS answer, bytes to bytes (paper 3.2 step 2; DESIGN.md section 3, phase 1).
 
-An answer that is not about a private host comes back as the very same object. One that is, but can't be understood,
-becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around a patch
-have
-to stay as they are, letter case, compression and unknown records included.
+An answer that is not about a private host comes back as the very same object, unless it has a virtual address: those
+are ours alone to give (else any web page could reach inside hosts by DNS rebinding). One that is, but can't be
+understood, becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around
+a patch have to stay as they are, letter case, compression and unknown records included.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from natf_bsd.dns.names import HomeDomains
+from natf_bsd.dns.question import CLASS_IN, HEADER, LABEL_MAXIMUM, NAME_MAXIMUM, OPCODE, QR, Question, read_question
 from natf_bsd.tables.nrt import MAXIMUM_TTL
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Name
@@ -22,22 +23,24 @@ from natf_bsd.types import Address, Name
 Relate: TypeAlias = Callable[[Name, Sequence[Address], int], "Address | None"]
 """Name, true addresses, TTL (s) to the virtual address; None when there is none to be had."""
 
+Asked: TypeAlias = Callable[[Question], bool]
+"""Whether this host put that question to the server the answer is from."""
+
 MAXIMUM_RECORDS = 256  # in one answer; a UDP answer of the usual 4096 bytes (RFC 6891 6.2.5) holds no more A records
 
-_HEADER = struct.Struct("!HHHHHH")
-_QUESTION_TAIL = struct.Struct("!HH")  # type, class
+_QUESTION_TAIL_SIZE = 4  # type, class
 _RECORD_HEAD = struct.Struct(
     "!HHiH"
 )  # type, class, TTL, length of data; a TTL below zero means zero (RFC 2181 section 8)
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 
-_QR, _OPCODE, _AA, _TC, _AD, _RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x0020, 0x000F
+_AA, _TC, _AD, _RCODE = 0x0400, 0x0200, 0x0020, 0x000F
 _SERVFAIL = 2
-_IN = 1
 _A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
 _EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
-_POINTER, _LABEL_MAXIMUM, _NAME_MAXIMUM = 0xC0, 63, 255  # RFC 1035 sections 4.1.4, 2.3.4
+_POINTER = 0xC0  # RFC 1035 section 4.1.4
 _POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:240.1.2.3 is the IPv4 address to a socket as well (RFC 4291 2.5.5.2)
 
 
 class Outcome(enum.Enum):
@@ -48,7 +51,9 @@ class Outcome(enum.Enum):
     ALREADY = "had its virtual address already"
     REWRITTEN = "true address replaced by the virtual one"
     EMPTIED = "answer of a type that bypasses the A record removed"
-    FAILED = "no virtual address to be had, or not a sound DNS message: SERVFAIL"
+    FAILED = "no virtual address to be had, no possible router, or not a sound DNS message: SERVFAIL"
+    REBINDING = "not about a private host, with a virtual address nevertheless: SERVFAIL"
+    UNASKED = "about a private host, but nobody asked: not to be passed on"
 
 
 class Rewritten(NamedTuple):
@@ -63,16 +68,6 @@ class _MalformedError(Exception):
 
 
 _Labels: TypeAlias = tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """The only question; `end` is the offset behind it."""
-
-    name: str
-    type: int
-    klass: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +89,23 @@ def rewrite(
     virtual: VirtualAddresses,
     *,
     maximum_ttl: int = int(MAXIMUM_TTL),
+    local: bool = False,
+    asked: Asked = lambda question: True,
 ) -> Rewritten:
     """The answer an application may see instead of `data`, the payload of a UDP packet from a DNS server.
 
     An A answer comes back with one A record, the address `relate` gave, its TTL the smallest on the way there and at
-    most `maximum_ttl` (s; the name relation must outlive what caches keep). The result is never longer than `data`.
-    Raises nothing whatever the bytes.
+    most `maximum_ttl` (s; the name relation must outlive what caches keep). `local`: it came from a resolver on this
+    host, which may have got virtual addresses from us. The result is never longer than `data`. Raises nothing whatever
+    the bytes.
     """
-    question = _read_question(data)
-    name = homes.split(question.name) if question is not None and question.klass == _IN else None
+    question = read_question(data, answer=True)
+    name = homes.split(question.name) if question is not None and question.klass == CLASS_IN else None
     if question is None or name is None:
-        return Rewritten(data, Outcome.NOT_OURS)
-    _, flags, _, answers, _, _ = _HEADER.unpack_from(data)
+        return _somebody_elses(data, virtual)
+    if not asked(question):
+        return Rewritten(data, Outcome.UNASKED)
+    _, flags, _, answers, _, _ = HEADER.unpack_from(data)
     if flags & (_TC | _RCODE) or not answers or question.type not in {_A, *_EMPTIED_TYPES}:
         return Rewritten(data, Outcome.UNCHANGED)
     answer = _Answer(data, question)
@@ -113,9 +113,48 @@ def rewrite(
         answer.read()
         if question.type != _A:
             return _without_bypass(answer)
-        return _with_virtual_address(answer, name, relate, virtual, maximum_ttl)
+        return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
     except _MalformedError:
         return Rewritten(answer.servfail(), Outcome.FAILED)
+
+
+def _somebody_elses(data: bytes, virtual: VirtualAddresses) -> Rewritten:
+    """Two searches for bytes are all that an ordinary answer costs. One that can't be read stays as it is, unless a
+    virtual address comes before the fault: some programs read no further than that."""
+    octet = bytes((virtual.first_octet,))
+    if b"\0\4" + octet not in data and b"\xff\xff" + octet not in data:
+        return Rewritten(data, Outcome.NOT_OURS)
+    try:
+        ident, flags, questions, *counts = HEADER.unpack_from(data)
+        if flags & (QR | OPCODE) != QR:
+            return Rewritten(data, Outcome.NOT_OURS)
+        end = HEADER.size
+        for _ in range(questions):
+            end = _skip(data, end) + _QUESTION_TAIL_SIZE
+        if not any(_is_virtual(data, record, virtual) for record in _records(data, end, sum(counts))):
+            return Rewritten(data, Outcome.NOT_OURS)
+    except (_MalformedError, struct.error):
+        return Rewritten(data, Outcome.NOT_OURS)
+    header = HEADER.pack(ident, _failed(flags), questions, 0, 0, 0)
+    return Rewritten(header + data[HEADER.size : end], Outcome.REBINDING)
+
+
+def _is_virtual(data: bytes, record: _Record, virtual: VirtualAddresses) -> bool:
+    address = data[record.data : record.end]
+    if record.type == _AAAA and address.startswith(_MAPPED):
+        address = address[len(_MAPPED) :]
+    elif record.type != _A:
+        return False
+    return len(address) == 4 and virtual.contains(address)
+
+
+def _failed(flags: int) -> int:
+    return flags & ~(_AA | _TC | _AD | _RCODE) | _SERVFAIL
+
+
+def _can_be_router(address: Address) -> bool:
+    """False for this network, this host, this link, multicast and beyond (RFC 6890): no NAT has such a G2."""
+    return address[0] not in (0, 127) and address[0] < 224 and address[:2] != b"\xa9\xfe"
 
 
 def _without_bypass(answer: _Answer) -> Rewritten:
@@ -125,29 +164,29 @@ def _without_bypass(answer: _Answer) -> Rewritten:
 
 
 def _with_virtual_address(
-    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int
+    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
 ) -> Rewritten:
     records, ttl = answer.chain()
     if not records:
         return Rewritten(answer.message, Outcome.UNCHANGED)
     addresses = [answer.message[record.data : record.end] for record in records]
-    true_addresses = [address for address in addresses if not virtual.contains(address)]
-    if not true_addresses:
+    if local and all(map(virtual.contains, addresses)):
         return Rewritten(answer.message, Outcome.ALREADY)
+    routers = [address for address in addresses if _can_be_router(address) and not virtual.contains(address)]
     ttl = min(ttl, maximum_ttl)
-    address = relate(name, true_addresses, ttl)
+    address = relate(name, routers, ttl) if routers else None
     if address is None:
         return Rewritten(answer.servfail(), Outcome.FAILED)
     if len(answer.answers) == 1:
         return Rewritten(answer.patched(records[0], address, ttl), Outcome.REWRITTEN)
-    record = _POINTER_TO_QUESTION + _RECORD_HEAD.pack(_A, _IN, ttl, len(address)) + address
+    record = _POINTER_TO_QUESTION + _RECORD_HEAD.pack(_A, CLASS_IN, ttl, len(address)) + address
     return Rewritten(answer.rebuilt(record), Outcome.REWRITTEN)
 
 
 class _Answer:
     """A message about a private host, and the messages that can be made of it."""
 
-    def __init__(self, message: bytes, question: _Question) -> None:
+    def __init__(self, message: bytes, question: Question) -> None:
         self.message = message
         self.question = question
         self.answers: list[_Record] = []
@@ -155,7 +194,7 @@ class _Answer:
 
     def read(self) -> None:
         """Walk over all records. _MalformedError when one does not fit, or what we would rely on is odd."""
-        *_, answers, authorities, additionals = _HEADER.unpack_from(self.message)
+        *_, answers, authorities, additionals = HEADER.unpack_from(self.message)
         if answers + authorities + additionals > MAXIMUM_RECORDS:
             raise _MalformedError
         records = list(_records(self.message, self.question.end, answers + authorities + additionals))
@@ -173,23 +212,22 @@ class _Answer:
         owned = [(_expand(self.message, record.start)[0], record) for record in self.answers]
         cnames = {owner: record for owner, record in reversed(owned) if record.type == _CNAME}
         hosts = {owner for owner, record in owned if record.type == _A}
-        name, passed = _expand(self.message, _HEADER.size)[0], []
+        name, passed = _expand(self.message, HEADER.size)[0], []
         while name in cnames and name not in hosts:
             step = cnames.pop(name)  # popped: a loop ends where it would close
             passed.append(step)
             name = self._target(step)
         found = [record for owner, record in owned if record.type == _A and owner == name]
         every = [record for record in self.answers if record.type == _A]
-        if (every and not found) or any(r.klass != _IN or r.end - r.data != 4 for r in every):
+        if (every and not found) or any(r.klass != CLASS_IN or r.end - r.data != 4 for r in every):
             raise _MalformedError
         return found, min((max(record.ttl, 0) for record in [*passed, *found]), default=0)
 
     def patched(self, record: _Record, address: Address, ttl: int) -> bytes:
-        """The message with the data and TTL of its only answer replaced in place, and not called authentic any
-        more."""
+        """The message with data and TTL of its only answer replaced in place, and no longer called authentic."""
         result = bytearray(self.message)
         struct.pack_into("!H", result, 2, self._flags & ~_AD)
-        _RECORD_HEAD.pack_into(result, record.data - _RECORD_HEAD.size, _A, _IN, ttl, len(address))
+        _RECORD_HEAD.pack_into(result, record.data - _RECORD_HEAD.size, _A, CLASS_IN, ttl, len(address))
         result[record.data : record.end] = address
         return bytes(result)
 
@@ -198,7 +236,7 @@ class _Answer:
         return self._compose(self._flags & ~_AD, record)
 
     def servfail(self) -> bytes:
-        return self._compose(self._flags & ~(_AA | _TC | _AD | _RCODE) | _SERVFAIL, b"")
+        return self._compose(_failed(self._flags), b"")
 
     @property
     def _flags(self) -> int:
@@ -206,35 +244,14 @@ class _Answer:
 
     def _compose(self, flags: int, record: bytes) -> bytes:
         opt = self.message[self._opt.start : self._opt.end] if self._opt is not None else b""
-        header = _HEADER.pack(int.from_bytes(self.message[:2], "big"), flags, 1, bool(record), 0, bool(opt))
-        return header + self.message[_HEADER.size : self.question.end] + record + opt
+        header = HEADER.pack(int.from_bytes(self.message[:2], "big"), flags, 1, bool(record), 0, bool(opt))
+        return header + self.message[HEADER.size : self.question.end] + record + opt
 
     def _target(self, cname: _Record) -> _Labels:
         target, end = _expand(self.message, cname.data)
         if end != cname.end:
             raise _MalformedError
         return target
-
-
-def _read_question(data: bytes) -> _Question | None:
-    """The question of an answer with one; None for anything else, and for names no home domain can have."""
-    if len(data) < _HEADER.size:
-        return None
-    _, flags, questions, _, _, _ = _HEADER.unpack_from(data)
-    if questions != 1 or flags & (_QR | _OPCODE) != _QR:
-        return None
-    labels = []
-    offset = _HEADER.size
-    while offset < len(data) and 0 < (length := data[offset]) <= _LABEL_MAXIMUM:
-        labels.append(data[offset + 1 : offset + 1 + length])
-        offset += 1 + length
-    offset += 1
-    if offset - _HEADER.size > _NAME_MAXIMUM or offset + _QUESTION_TAIL.size > len(data) or data[offset - 1] != 0:
-        return None
-    if any(b"." in label for label in labels):
-        return None
-    kind, klass = _QUESTION_TAIL.unpack_from(data, offset)
-    return _Question(b".".join(labels).decode("latin-1"), kind, klass, offset + _QUESTION_TAIL.size)
 
 
 def _records(data: bytes, offset: int, count: int) -> Iterator[_Record]:
@@ -256,7 +273,7 @@ def _skip(data: bytes, offset: int) -> int:
         length = data[offset]
         if length >= _POINTER:
             return offset + 2
-        if length > _LABEL_MAXIMUM:
+        if length > LABEL_MAXIMUM:
             break
         offset += 1 + length
         if length == 0:
@@ -278,7 +295,7 @@ def _expand(data: bytes, offset: int) -> tuple[_Labels, int]:
         if length == 0:
             return tuple(labels), end
         total += 1 + length
-        if total > _NAME_MAXIMUM or offset + 1 + length > len(data):
+        if total > NAME_MAXIMUM or offset + 1 + length > len(data):
             raise _MalformedError
         labels.append(data[offset + 1 : offset + 1 + length].lower())
         offset += 1 + length
@@ -290,7 +307,7 @@ def _follow(data: bytes, offset: int, barrier: int) -> tuple[int, int]:
         if offset >= len(data):
             break
         length = data[offset]
-        if length <= _LABEL_MAXIMUM:
+        if length <= LABEL_MAXIMUM:
             return offset, length
         if length < _POINTER or offset + 2 > len(data):
             break

@@ -1,9 +1,8 @@
 """The external node's decisions, sans-IO: packets and `now` in, effects out.
 
-A packet meets this file in the order of the paper's section 3.2: its name's DNS answer (`handle_dns`), its flow's
-first packet
-(`handle_outbound`, held), the router's answer (`handle_control`, released), then data both ways (`handle_outbound`,
-`handle_inbound`). `handle_timer` does all that only time brings about.
+A packet meets this file in the order of the paper's section 3.2: its name's DNS look-up (`handle_dns`), its flow's
+first packet (`handle_outbound`, held), the router's answer (`handle_control`, released), then data both ways
+(`handle_outbound`, `handle_inbound`). `handle_timer` does all that only time brings about.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from natf_bsd.config import EnConfig
 from natf_bsd.counters import Counters
-from natf_bsd.dns import carrier
-from natf_bsd.dns.names import HomeDomains
-from natf_bsd.dns.rewrite import Outcome, rewrite
 from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.en.counts import COUNTERS
 from natf_bsd.en.held import HeldPackets
+from natf_bsd.en.lookups import Lookups
 from natf_bsd.en.negotiation import Negotiation, State
 from natf_bsd.en.negotiations import Negotiations, Step
 from natf_bsd.en.refusals import Reaction, Refusals, answer, reaction_to
@@ -27,55 +24,51 @@ from natf_bsd.errors import TableFull, WireError
 from natf_bsd.tables.nrt import NameRelation, NameTable
 from natf_bsd.tables.vat import TcpState, VatEntry, VatTable
 from natf_bsd.tables.virtual import VirtualAddresses
-from natf_bsd.types import Address, Endpoint, Flow, Name, Packet, Protocol
+from natf_bsd.types import Address, Endpoint, Flow, Packet, Protocol
 from natf_bsd.wire import packet as wire
 
 DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
-"""Seconds of idleness after which a flow to a router that is no NAT-f router is forgotten: nothing but our own
-table limits it."""
+"""Seconds of idleness after which a direct flow is forgotten: nothing but our own table limits it."""
 
 _SYN_ACK = wire.TCP_SYN | wire.TCP_ACK
 
 DOUBT_AFTER = 5.0
 """Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed
-port says the same."""
-
-_DNS_OUTCOMES = {
-    Outcome.NOT_OURS: "dns.sent.not_ours",
-    Outcome.REWRITTEN: "dns.sent.rewritten",
-    Outcome.EMPTIED: "dns.sent.emptied",
-    Outcome.ALREADY: "dns.sent.already",
-    Outcome.UNCHANGED: "dns.sent.unchanged",
-    Outcome.FAILED: "dns.sent.failed",
-}
+port says the same.
+"""
 
 
 class EnCore:
     """One external node.
 
     `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection
-    mark) or everything from
-    mapped routers (FreeBSD, by address table); it decides what becomes of one that has no VAT entry. `token` makes
-    random bytes.
+    mark) or everything from mapped routers (FreeBSD, by address table); it decides what becomes of one that has no
+    VAT entry. `token` makes random bytes; `key` is the secret of the virtual addresses.
     """
 
     def __init__(
-        self, config: EnConfig, *, inbound_exact: bool = True, token: Callable[[int], bytes] = secrets.token_bytes
+        self,
+        config: EnConfig,
+        *,
+        inbound_exact: bool = True,
+        token: Callable[[int], bytes] = secrets.token_bytes,
+        key: bytes = b"",
     ) -> None:
         self.counters = Counters(COUNTERS)
         self.epoch_offset = 0.0
         """Seconds to add to `now` for the time since 1970 (AUTH, the journal); the shell keeps it right."""
         self._config = config
         self._inbound_exact = inbound_exact
-        self._homes = HomeDomains(config.home_domains)
-        self._virtual = VirtualAddresses(config.virtual_prefix)
+        self._displaced_names: list[NameRelation] = []
         self.names = NameTable(
-            self._virtual,
+            VirtualAddresses(config.virtual_prefix, key),
             maximum=config.maximum_names,
             minimum_ttl=config.minimum_ttl,
             maximum_ttl=config.maximum_ttl,
             quarantine=config.quarantine,
+            on_give_way=self._displaced_names.append,
         )
+        self.lookups = Lookups(config, self.names, self.counters, lambda: self.epoch_offset)
         self._removed_flows: list[VatEntry] = []
         self.vat = VatTable(config.maximum_flows, self._removed_flows.append)
         self.held = HeldPackets()
@@ -87,27 +80,13 @@ class EnCore:
     # Phase 1: the name.
 
     def handle_dns(self, packet: Packet, now: float) -> list[Effect]:
-        """A DNS answer on its way to an application: rewritten if it is about a name of ours."""
-        self.counters.add("dns.received")
-        query = carrier.payload(packet.data)
-        if query is None:
-            self.counters.add("dns.sent.not_dns")
-            return [Send(packet)]
-        learned: list[NameRelation] = []
+        """A DNS query of this host, or an answer on its way to an application."""
+        return [*self.lookups.handle(packet, now), *self._gave_way()]
 
-        def relate(name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
-            try:
-                relation = self.names.learn(name, routers, ttl, now)
-            except TableFull:
-                return None
-            learned.append(relation)
-            return relation.virtual
-
-        result = rewrite(query, self._homes, relate, self._virtual, maximum_ttl=int(self._config.maximum_ttl))
-        self.counters.add(_DNS_OUTCOMES[result.outcome])
-        if result.data is not query:
-            packet.data = carrier.replace_payload(packet.data, result.data)
-        return [Send(packet), *(Save(saved.name_record(relation, self.epoch_offset)) for relation in learned)]
+    def _gave_way(self) -> list[Effect]:
+        effects: list[Effect] = [Save(saved.name_gone(relation)) for relation in self._displaced_names]
+        self._displaced_names.clear()
+        return effects
 
     # Phase 2 and 3, outward: hold and negotiate, or translate.
 
@@ -136,7 +115,8 @@ class EnCore:
 
     def _begin_again(self, entry: VatEntry, packet: Packet, key: bytes, now: float) -> list[Effect]:
         """The entry may speak of a mapping that is gone, and then G2:m is the router itself, not the inside host: ask
-        before anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart."""
+        before anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart.
+        """
         self.vat.remove(entry)
         return self._settle_removed(now) + self._first_packet(packet, key, now)
 
@@ -167,6 +147,7 @@ class EnCore:
         relation = self.names.by_virtual(flow.destination.address)
         if relation is None:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_such_address")
+        self.names.note_use(relation)
         refusal = self.refusals.get(key)
         if refusal is not None:
             return self._reject([packet], refusal, "out.drop.refused")
@@ -247,8 +228,7 @@ class EnCore:
         return effects
 
     def _entry(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> VatEntry:
-        """The flow's entry, made or brought up to date; TableFull or KeyError (another flow has this mapping) if it
-        cannot be."""
+        """The flow's entry, made or brought up to date; TableFull, or KeyError if another flow has this mapping."""
         entry = self.vat.by_out(flow.key)
         if entry is not None:
             if entry.mapped != mapped:
@@ -313,8 +293,7 @@ class EnCore:
         return effects
 
     def _inbound_error(self, packet: Packet, now: float) -> list[Effect]:
-        """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d, or no socket would know them (FREEBSD.md
-        13)."""
+        """ICMP errors quote G1:s -> G2:m and must quote G1:s -> V1:d for a socket to know them (FREEBSD.md 13)."""
         data = packet.data
         try:
             wire.check_ipv4(data)
@@ -349,6 +328,7 @@ class EnCore:
         for step in self._negotiations.due(now):
             effects += self._follow(step, now)
         self.vat.expire(now)
+        self.lookups.expire(now)
         effects += [Save(saved.name_gone(relation)) for relation in self.names.expire(now)]
         effects += [Save(saved.router_gone(peer)) for peer in self.peers.expire(now)]
         self.refusals.expire(now)
@@ -360,6 +340,7 @@ class EnCore:
             self._negotiations.next_deadline(),
             self.vat.next_deadline(),
             self.names.next_deadline(),
+            self.lookups.next_deadline(),
             self.peers.next_deadline(),
             self.refusals.next_deadline(),
         )
@@ -372,7 +353,7 @@ class EnCore:
     def idle(self) -> bool:
         """Whether no flow, no name and no negotiation is left, nor anything kept beside them."""
         kept = (self.held, self.vat, self.names, self._unconfirmed, self._removed_flows)
-        return not any(kept) and self._negotiations.idle()
+        return not any(kept) and self._negotiations.idle() and self.lookups.idle()
 
     def shutdown(self) -> list[Effect]:
         """Let go of what is held: the handle's end would lose it without a count."""

@@ -1,17 +1,24 @@
-"""What the external node counts. For each of its four inputs: received = sent + dropped (+ held), and the tests
-hold it to that."""
+"""What the external node counts. For each input received = sent + dropped (+ held); the tests hold it to that."""
 
 from __future__ import annotations
 
 COUNTERS: dict[str, str] = {
-    "dns.received": "DNS answers the kernel handed over",
+    "dns.received": "DNS queries and answers the kernel handed over",
+    "dns.sent.query": "queries about our names, remembered and passed on",
+    "dns.sent.query_not_ours": "queries about other names, passed on",
+    "dns.sent.query_to_stranger": "queries about our names to a server that is none of `resolvers`, passed on",
+    "dns.sent.query_forgotten": "queries about our names too many to remember; their answers will be dropped",
+    "dns.sent.stranger": "answers from a server that is none of `resolvers`, passed on untouched and not believed",
     "dns.sent.not_ours": "answers about other names, passed on untouched",
     "dns.sent.rewritten": "answers whose address became a virtual one",
     "dns.sent.emptied": "answers of AAAA, HTTPS or SVCB type that would lead past NAT-f, emptied",
     "dns.sent.already": "answers that carried a virtual address already (a resolver on this host was answered before)",
     "dns.sent.unchanged": "answers about our names without an address (no such name, truncated), passed on",
-    "dns.sent.failed": "answers about our names that made no sense or found the name table full; turned into SERVFAIL",
-    "dns.sent.not_dns": "packets from port 53 that are no whole UDP datagram, passed on",
+    "dns.sent.failed": "answers about our names that made no sense, had no address a router can have, or found the name"
+    " table full; turned into SERVFAIL",
+    "dns.sent.rebinding": "answers about other names with a virtual address in them; turned into SERVFAIL",
+    "dns.sent.not_dns": "packets to or from port 53 that are no whole UDP datagram, passed on",
+    "dns.drop.unasked": "answers about our names that fit no query of this host: forged, or late",
     "out.received": "packets to virtual addresses the kernel handed over",
     "out.sent.translated": "sent on at once, V1:d rewritten to G2:m",
     "out.sent.released": "sent on after their flow's negotiation",

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from natf_bsd.config import EnConfig, settings_of
@@ -22,15 +23,18 @@ from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendCont
 from natf_bsd.en import report
 from natf_bsd.en.core import EnCore
 from natf_bsd.firewall import plan
+from natf_bsd.firewall.guard import Guard
 from natf_bsd.firewall.installed import Installed
 from natf_bsd.ops import runtime
 from natf_bsd.ops.control import ControlServer
 from natf_bsd.ops.interfaces import outer_interface
 from natf_bsd.ops.journal import Journal
 from natf_bsd.ops.loop import Loop, epoch_offset, monotonic, precise
+from natf_bsd.ops.resolvers import RESOLV_CONF, Resolvers
+from natf_bsd.ops.secret import kept_secret
 from natf_bsd.ops.trace import Trace
 from natf_bsd.ops.watch import INTERVAL, CounterWatch
-from natf_bsd.types import Direction, Packet
+from natf_bsd.types import Direction, Packet, format_address
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,14 @@ _BATCH = 64
 _FLUSH_AGAIN_AFTER = 10.0
 """Seconds after which a disk that took nothing is tried again: the log is often on the same one."""
 
+_KEY_SIZE = 16
+"""Bytes of the virtual addresses' secret."""
+
 _WORTH_A_WARNING = (
     "dns.sent.failed",
+    "dns.sent.query_forgotten",
+    "dns.sent.rebinding",
+    "dns.drop.unasked",
     "out.drop.no_room",
     "out.drop.table_full",
     "control.ignored.wrong_source",
@@ -57,10 +67,9 @@ class EnDaemon:
 
     def __init__(self, config: EnConfig) -> None:
         self._config = config
-        self._core = EnCore(config)
+        self._resolvers = Resolvers()
         self._trace = Trace()
         self._flush_at: float | None = None
-        self._watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
         self._watch_at = 0.0
 
     def run(self) -> None:
@@ -69,6 +78,9 @@ class EnDaemon:
         with ExitStack() as stack:
             stack.enter_context(runtime.RoleLock(config.run_dir, "en"))
             self._interface = outer_interface(config.interface)
+            self._core = EnCore(config, key=kept_secret(config.state_dir / "virtual.key", _KEY_SIZE))
+            self._watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
+            self._follow_resolvers()
             self._journal = Journal(config.state_dir / "en.journal")
             stack.callback(self._flush)
             self._restore()
@@ -86,6 +98,8 @@ class EnDaemon:
             stack.callback(self._loop.close)
             self._listen()
             self._installed = stack.enter_context(Installed(plan.en(config, self._interface), config.run_dir))
+            self._guard = Guard(self._installed, partial(plan.en, config), self._interface, self._loop)
+            stack.callback(self._guard.close)
             server = ControlServer(config.run_dir / "en.sock", self._loop, {"status": self._status})
             stack.callback(server.close)
             log.info("external node ready on %s for %s", self._interface, ", ".join(config.home_domains))
@@ -114,6 +128,23 @@ class EnDaemon:
         complaints = self._journal.skipped + self._core.restore(self._journal.records(), monotonic())
         for complaint in complaints:
             log.warning("not restored: %s", complaint)
+
+    def _follow_resolvers(self) -> None:
+        """Believe the DNS servers this host asks, whichever these are by now."""
+        if self._config.resolvers:
+            return
+        try:
+            found = self._resolvers.read()
+        except OSError as error:
+            log.warning("%s: %s; the DNS servers believed stay as they were", error.filename, error.strerror)
+            return
+        if found == self._core.lookups.resolvers:
+            return
+        self._core.lookups.resolvers = found
+        if found:
+            log.info("DNS servers believed: %s", ", ".join(sorted(map(format_address, found))))
+        else:
+            log.warning("%s names no DNS server with an IPv4 address: no name is ours to serve", RESOLV_CONF)
 
     # One reader a stream.
 
@@ -183,24 +214,27 @@ class EnDaemon:
     # Time.
 
     def _next_deadline(self) -> float | None:
-        deadlines = (self._core.next_deadline(), self._flush_at, self._watch_at)
+        deadlines = (self._core.next_deadline(), self._flush_at, self._watch_at, self._guard.next_deadline())
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def _tick(self, now: float) -> None:
         if now >= self._watch_at:
             self._core.epoch_offset = epoch_offset()  # the clock of day may have been set
             self._watch.look()
+            self._follow_resolvers()
             self._watch_at = now + INTERVAL
         if self._flush_at is not None and now >= self._flush_at:
             self._flush()
+        self._guard.tick(now)
         self._perform(self._core.handle_timer(now), self._out, precise())
 
     def _status(self, request: dict[str, Any]) -> dict[str, object]:
         return {
             "role": "en",
             "process": os.getpid(),
-            "interface": str(self._interface),
+            "interface": str(self._guard.interface),
             "settings": settings_of(self._config),
+            "resolvers": sorted(map(format_address, self._core.lookups.resolvers)),
             **report.tables(self._core, monotonic(), int(request.get("rows", 1000))),
             "handles": {
                 "dns": self._dns.counters,
@@ -208,6 +242,7 @@ class EnDaemon:
                 "in": self._in.counters,
                 "injector": self._injector.counters,
                 "control": self._control.counters,
+                "guard": self._guard.counters,
             },
             "trace": self._trace.snapshot(),
         }

@@ -25,8 +25,7 @@ class HeldPackets:
         return list(self._flows)
 
     def hold(self, key: bytes, packet: Packet) -> Packet | None:
-        """Keep `packet`; returns the packet it replaces (its earlier transmission), or `packet` itself when there
-        is no room."""
+        """Keep `packet`; returns the earlier transmission it replaces, or `packet` itself when there is no room."""
         held = self._flows.setdefault(key, [])
         for place, earlier in enumerate(held):
             if _same_transmission(earlier, packet):

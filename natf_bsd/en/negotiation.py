@@ -1,9 +1,8 @@
 """One flow's negotiation with a router, from its first held packet to a mapping or a refusal [3.2 step 3-6].
 
 All its states and all that may happen in them stand in TRANSITIONS; an event that has no row there is a fault in
-this package,
-never something a packet can cause. Nothing here knows of packets being held or of tables: en/core.py acts on the
-state reached.
+this package, never something a packet can cause. Nothing here knows of packets being held or of tables: en/core.py
+acts on the state reached.
 
     IDLE --START--> REQUESTING --RESPONSE--> MAPPED        the router made a mapping
                        |  ^  |---MIRROR----> DIRECT        an ordinary host answered the echo: no NAT-f router
@@ -24,17 +23,16 @@ from natf_bsd.wire import auth, icmp, message
 
 TRIES = 5
 GIVE_UP_AFTER = 4.0
-"""Seconds from the first request to a router until it counts as silent (DESIGN.md section 5: 5 tries in all, within
-4 s)."""
+"""Seconds from the first request until a router counts as silent (DESIGN.md section 5: 5 tries within 4 s)."""
 
 MINIMUM_LIFETIME = 10
 MAXIMUM_LIFETIME = 86400
-"""Seconds within which a router's lifetime is believed: a shorter one would make every packet a request, none is
-longer [4]."""
+"""Seconds within which a lifetime is believed: a shorter one would make every packet a request, none is longer."""
 
 MAXIMUM_CHALLENGES = 2
 """Cookies answered in one negotiation: one is usual, a second if the router's time slot turned over meanwhile; more
-is someone playing."""
+is someone playing.
+"""
 
 
 class State(enum.Enum):
@@ -112,8 +110,7 @@ class Negotiation:
         return self._send(now, epoch_ms)
 
     def retry(self, now: float, epoch_ms: int) -> bytes | None:
-        """The next request when `due` has come, or None when this router has had all its tries (the state is then
-        SILENT)."""
+        """The next request when `due` has come; None, and SILENT, when this router has had all its tries."""
         if now >= self._started + GIVE_UP_AFTER:
             self._move(Event.EXHAUSTED)
             return None
@@ -122,7 +119,8 @@ class Negotiation:
 
     def challenged(self, cookie: bytes, now: float, epoch_ms: int) -> bytes | None:
         """The request again with the router's cookie in it, at once and with new tries; None for a cookie already
-        sent (an answer repeated, or to an earlier try) and for one too many."""
+        sent (an answer repeated, or to an earlier try) and for one too many.
+        """
         if cookie == self._cookie or self._challenges >= MAXIMUM_CHALLENGES:
             return None
         self._move(Event.CHALLENGE)

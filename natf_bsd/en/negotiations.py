@@ -157,7 +157,8 @@ class Negotiations:
         now: float,
     ) -> Step:
         """A mapping at another address than the router's own is not taken: it would let a router point our programs at
-        hosts of our own network."""
+        hosts of our own network.
+        """
         if isinstance(answer, message.CookieChallenge):
             return self._challenged(negotiation, answer.cookie, now)
         if isinstance(answer, message.Response):
@@ -188,7 +189,8 @@ class Negotiations:
 
     def may_be_plain(self, negotiation: Negotiation) -> bool:
         """Whether its router can be an ordinary host: not if it spoke NAT-f before, gave the flow its mapping, or has
-        to prove itself by key (a mirrored request carries our own MAC, and an attacker can mirror)."""
+        to prove itself by key (a mirrored request carries our own MAC, and an attacker can mirror).
+        """
         known = negotiation.renewal or self.peers.speaks_natf(negotiation.router)
         return negotiation.key is None and not known
 

@@ -39,8 +39,9 @@ class Peer:
 
 
 class Peers:
-    """Routers by address. Bounded; when full a new router is not remembered; it may then be taken
-    for a host without NAT-f while its daemon is away."""
+    """Routers by address. Bounded; when full a new router is not remembered; it may then be taken for a host without
+    NAT-f while its daemon is away.
+    """
 
     def __init__(self, maximum: int = 4096) -> None:
         self._table: Table[Peer] = Table(maximum, {"address": lambda peer: peer.address})
@@ -55,8 +56,7 @@ class Peers:
         return peer.rto if peer else INITIAL_RTO
 
     def speaks_natf(self, router: Address) -> bool:
-        """Whether it has answered us before: its mirroring an echo then means its daemon is away, not that it is no
-        NAT-f router."""
+        """Whether it has answered us before: if it mirrors an echo, its daemon is away; it is no plain host."""
         return self._table.get("address", router) is not None
 
     def answered(self, router: Address, rtt: float, now: float) -> Peer | None:
@@ -72,8 +72,7 @@ class Peers:
         return peer
 
     def restore(self, router: Address, deadline: float, now: float) -> None:
-        """A router that spoke NAT-f before our restart and is remembered till `deadline`; its round trip is
-        forgotten."""
+        """A router that spoke NAT-f before our restart, remembered till `deadline`; its round trip is forgotten."""
         if not self.speaks_natf(router):
             self._insert(Peer(router, INITIAL_RTO / 2, min(deadline, now + _MEMORY), now))
 

@@ -1,5 +1,4 @@
-"""How an application is told no: at once, by the error its socket understands (DESIGN.md section 3, "never
-silence")."""
+"""How an application is told no: at once, by an error its socket understands (DESIGN.md section 3)."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from natf_bsd.types import Protocol
 from natf_bsd.wire import build, message, packet
 
 REMEMBERED_FOR = 2.0
-"""Seconds a refused flow is refused without asking again: a program that sends on must not become a stream of
-requests."""
+"""Seconds a flow is refused without asking again: a program that sends on must not become a stream of requests."""
 
 _HOST_UNREACHABLE = 1
 _PORT_UNREACHABLE = 3

@@ -1,8 +1,8 @@
 """What of the external node's tables survives a restart, as journal records (ops/journal.py).
 
-A virtual address must mean the same name after a restart, since applications keep addresses, and a download whose
-every packet comes in would never
-make its flow negotiate again: so names and flows are both kept (DESIGN.md section 4).
+A virtual address must mean the same name after a restart, since applications keep addresses, and a
+download whose every packet comes in would never make its flow negotiate again: so names and flows are both
+kept (DESIGN.md section 4).
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def read_router(record: dict[str, Any], epoch_offset: float) -> tuple[bytes, flo
 
 
 def read_name(record: dict[str, Any], epoch_offset: float) -> tuple[Name, bytes, tuple[bytes, ...], float]:
-    """Name, virtual address, routers and expiry (monotonic) of a record; ValueError, KeyError or TypeError if it is
-    not whole."""
+    """Name, virtual address, routers, monotonic expiry; ValueError, KeyError or TypeError if it is not whole."""
     name = Name(str(record["host"]), str(record["domain"]))
     if not valid_name(name):
         raise ValueError(f"{name} is not a name a request can carry")

@@ -1,5 +1,4 @@
-"""The demo's story on the in-memory fabric, for machines without network namespaces: the same cores, a model NAT,
-no kernel."""
+"""The demo's story in memory, for machines without network namespaces: the same cores, a model NAT, no kernel."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""The paper's figure 1 in memory: both cores, a model NAT and small hosts, joined by a wire that loses, repeats and
-reorders.
+"""The paper's figure 1 in memory: cores, a model NAT and small hosts on a wire that loses, repeats and reorders.
 
 Time is simulated: `run` takes the next event, whatever hour that is. Tests use it to meet the cores with a bad
-network in milliseconds, and
-`natf demo` where no namespaces can be made.
+network in milliseconds, and `natf demo` where no namespaces can be made.
 """
 
 from __future__ import annotations
@@ -14,9 +12,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.dns.question import read_question
 from natf_bsd.effects import Drop, Effect, Inject, Save, Send, SendControl, WritePseudo
 from natf_bsd.en.core import EnCore
 from natf_bsd.errors import WireError
@@ -44,8 +43,7 @@ eve    192.168.0.4  deny
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the wire between external node and router does to a packet: probabilities, and delay in seconds
-    (uniform, so it reorders)."""
+    """What the wire to the router does to a packet: probabilities, and delay in seconds (uniform, so it reorders)."""
 
     loss: float = 0.0
     duplication: float = 0.0
@@ -139,10 +137,10 @@ class EchoHost:
 class Fabric:
     """External node, wire, router with its NAT, inside hosts, and two plain hosts (one of them deaf to pings).
 
-    `en_sends` is what a program on the external node sends; `delivered` what reached its sockets; `wire_log` every
-    packet that came out of the
-    wire as (time, packet). `router_up` False is a router without our daemon: an ordinary one that mirrors pings.
-    `router_refuses`: whether closed ports of the router itself answer; behind its firewall they don't.
+    `en_sends` is what a program on the external node sends; `delivered` what reached its sockets; `wire_log`
+    every packet that came out of the wire as (time, packet). `router_up` False is a router without our daemon: an
+    ordinary one that mirrors pings. `router_refuses`: whether closed ports of the router itself answer; behind
+    its firewall they don't.
     """
 
     def __init__(
@@ -158,7 +156,7 @@ class Fabric:
         self.now = 1000.0
         self.nat: NatModel = nat or LibaliasNat(ROUTER)
         self.bridge = MemoryBridge(self.nat, lambda: self.now)
-        self.en = EnCore(en)
+        self.en = EnCore(replace(en, resolvers=(PLAIN,)))
         self.router = RouterCore(
             router or RouterConfig(), act or parse_act(ACT_TEXT, "act"), self.bridge.style, self.bridge.lifetime
         )
@@ -183,8 +181,10 @@ class Fabric:
     # What a test or the demo does.
 
     def resolve(self, answer: bytes) -> bytes:
-        """Let a DNS answer (payload) come to the external node; returns the payload its resolver library sees."""
+        """Let a program ask, and a DNS answer (payload) come; returns the payload its resolver library sees."""
         server, client = Endpoint(PLAIN, 53), Endpoint(EN, 40053)
+        asked = Packet(build.udp(client, server, _query_for(answer)), Direction.OUT)
+        self.en.handle_dns(asked, self.now)
         diverted = Packet(build.udp(server, client, answer), Direction.IN)
         self._perform_en(self.en.handle_dns(diverted, self.now), Direction.IN)
         return self.delivered.pop()[28:]
@@ -312,6 +312,13 @@ class Fabric:
     def _from_inside(self, data: bytearray) -> None:
         if self.nat.outbound(data, self.now):
             self._transmit(bytes(data), self._en_receives)
+
+
+def _query_for(answer: bytes) -> bytes:
+    """The query that `answer` is one to."""
+    question = read_question(answer, answer=True)
+    end = question.end if question is not None else 12
+    return answer[:2] + b"\x01\0\0\1\0\0\0\0\0\0" + answer[12:end]  # recursion desired, one question
 
 
 def _echo_packet(source: Address, destination: Address, echo: icmp.Echo) -> bytearray:

@@ -1,2 +1,1 @@
-"""What a daemon needs round its core: the loop (the only clock), the control socket, the journal, trace points,
-process run-time."""
+"""What a daemon needs round its core: the loop (the only clock), control socket, files, trace points, run-time."""

@@ -55,10 +55,9 @@ def edit(path: Path | str, function: Callable[[str], str]) -> AccessTable:
     """Replace the text of the file at `path` by `function` of it, and return the table it is then.
 
     Readers see the old file or the new one, whole. Two edits at a time wait for each other: the file itself is
-    locked,
-    which leaves nothing behind and can't be done by those who may not read it. A symbolic link stays one; owner and
-    mode stay. An error from `function`, or a result that is not an ACT, leaves the file as it was. Errors as in
-    `load`.
+    locked, which leaves nothing behind and can't be done by those who may not read it. A symbolic link stays
+    one; owner and mode stay. An error from `function`, or a result that is not an ACT, leaves the file as it
+    was. Errors as in `load`.
     """
     target = _resolved(Path(path))
     with _locked(target) as descriptor:
@@ -94,8 +93,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """A descriptor of the locked file. The holder before us may have put another file here: then that one is
-    tried."""
+    """A descriptor of the locked file. Whoever held it may have put another file here: then that one is tried."""
     for _ in range(LOCK_TRIES):
         with _opened(path) as descriptor:
             if _try_lock(descriptor) and _is_at(descriptor, path):

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT = 5.0
 _MAXIMUM_REQUEST = 65536
 _SERVE_TIMEOUT = 0.5
-"""Seconds a client may keep the daemon waiting: both ends are ours and the request is one line, so this is never
-seen but with a stopped client."""
+"""Seconds a client may keep the daemon waiting: with one line from our own client, only a stopped one does."""
 
 Handler = Callable[[dict[str, Any]], object]
 
@@ -93,8 +92,7 @@ class ControlServer:
 
 
 def ask(path: Path, command: str, **arguments: object) -> Any:
-    """What the daemon behind `path` answers to `command`; NoDaemon when none runs there, NatfError when it
-    refuses."""
+    """What the daemon behind `path` answers to `command`; NoDaemon when none is there, NatfError when it refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT)
         try:

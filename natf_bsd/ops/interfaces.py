@@ -19,8 +19,7 @@ class Interface:
 
 
 def outer_interface(wanted: str | None) -> Interface:
-    """The interface `wanted` (none: that of the IPv4 default route) with its first global IPv4 address; NatfError
-    says what is missing."""
+    """The interface `wanted`, else the default route's, with its first global IPv4 address; NatfError without."""
     if not sys.platform.startswith("linux"):
         raise NatfError(f"interfaces of {sys.platform} cannot be read yet; this version runs on Linux")
     # Imported here: it takes longer than the rest of the program together, and only a starting daemon needs it.

@@ -1,8 +1,8 @@
 """A file of JSON lines that survives the daemon: the newest record of each id counts, `gone` takes one back.
 
-Appending is buffered and written by `flush`, so that no file is touched while a packet waits. A line that a crash
-cut off is skipped and
-reported; when most lines are history the file is written anew beside the old one and renamed over it.
+Appending is buffered and written by `flush`, so that no file is touched while a packet waits. A line that a
+crash cut off is skipped and reported; when most lines are history the file is written anew beside the old
+one and renamed over it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class Journal:
         return bool(self._buffer) or self._overdue
 
     def flush(self) -> None:
-        """Write what was appended; OSError if the disk does not take it (what was appended is then kept for the
-        next time)."""
+        """Write what was appended; OSError if the disk does not take it: then it is kept for the next time."""
         if not self.dirty:
             return
         if self._lines + len(self._buffer) > max(_COMPACT_MINIMUM, _COMPACT_AT * len(self._living)):

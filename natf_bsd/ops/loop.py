@@ -41,7 +41,7 @@ def precise() -> float:
 class Loop:
     """Readers by descriptor, one function for deadlines, signals by self-pipe.
 
-    loop = Loop(next_deadline=core.next_deadline, on_deadline=daemon.tick)
+    loop = Loop(core.next_deadline, daemon.tick)
     loop.add_reader(divert, daemon.read_packets)
     loop.run()
     """

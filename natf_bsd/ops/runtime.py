@@ -32,8 +32,7 @@ def make_private_directory(path: Path) -> None:
 
 
 class RoleLock:
-    """One daemon of a role on a host. The kernel lets go of the lock with the process, so a crash leaves none
-    behind."""
+    """One daemon of a role on a host. The lock goes with the process, so a crash leaves none behind."""
 
     def __init__(self, run_dir: Path, role: str) -> None:
         self._path = run_dir / f"{role}.lock"
@@ -88,7 +87,6 @@ class RoleLock:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """One line an event on standard error; whoever supervises us (daemon(8), systemd) adds the time and sends it
-    on."""
+    """One line an event on standard error; what supervises us (daemon(8), systemd) adds the time and sends it on."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="natf: %(levelname)s: %(message)s")
     logging.getLogger("natf_bsd").setLevel(logging.DEBUG if verbose else logging.INFO)

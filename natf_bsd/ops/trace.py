@@ -1,5 +1,4 @@
-"""Trace points of negotiations: where the time of a flow's first packet goes, in the parts of the paper's figure
-7."""
+"""Trace points of negotiations: where a flow's first packet spends its time, in the parts of the paper's figure 7."""
 
 from __future__ import annotations
 
@@ -15,10 +14,9 @@ _OPEN = 4096
 class Trace:
     """Durations in seconds by stage, one dict per negotiation, newest last.
 
-    External node: `negotiation_start` from the packet's arrival to the request's sending, `answer_wait` from there
-    to the router's answer, `resume` from
-    the answer to the released packet's sending, `total` all three. Router: `router` from the request's arrival to
-    the answer's sending.
+    External node: `negotiation_start` from the packet's arrival to the request's sending, `answer_wait` from there to
+    the router's answer, `resume` from the answer to the released packet's sending, `total` all three. Router:
+    `router` from the request's arrival to the answer's sending.
     """
 
     def __init__(self) -> None:

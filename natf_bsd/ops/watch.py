@@ -14,8 +14,7 @@ INTERVAL = 10.0
 
 
 class CounterWatch:
-    """Logs the growth of counters since the last look: those in `worth_a_warning` as warnings, all others for
-    debugging."""
+    """Logs the growth of counters since the last look: those in `worth_a_warning` as warnings, others as debug."""
 
     def __init__(self, counters: Counters, worth_a_warning: Collection[str]) -> None:
         unknown = set(worth_a_warning) - set(counters.descriptions)

@@ -22,9 +22,7 @@ from natf_bsd.errors import ConfigError, NatfError
 from natf_bsd.names import is_written_label
 from natf_bsd.types import Address, Protocol, format_address, parse_address
 
-MAXIMUM_LINES = (
-    65536  # hosts in a /16, the largest private network people number by hand; bounds the memory at about 40 MB
-)
+MAXIMUM_LINES = 65536  # hosts in a /16, the largest network people number by hand; bounds the memory at about 40 MB
 COLUMNS = "name address action [services...]"
 
 _TOKEN = re.compile(r"[^ \t\r]+")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from natf_bsd.errors import TableFull
@@ -13,9 +13,7 @@ from natf_bsd.types import Address, Name, format_address
 
 MAXIMUM = 65536  # names; about 1 kB each
 MINIMUM_TTL = 60.0  # s; providers of dynamic DNS go down to 0, while an application uses its answer for a while
-MAXIMUM_TTL = (
-    86400.0  # s; RFC 8767 section 4 and RFC 2308 section 5 suggest caps of days; a router's address changes sooner
-)
+MAXIMUM_TTL = 86400.0  # s; RFC 8767 section 4 and RFC 2308 section 5 suggest days; a router's address changes sooner
 QUARANTINE = 3600.0  # s; applications keep an address longer than its TTL; nobody else gets it meanwhile
 
 
@@ -39,8 +37,25 @@ class NameRelation:
         return math.inf if self.flows else self.expires + self.quarantine
 
 
+@dataclass(slots=True, eq=False)
+class _Unused:
+    """A relation that no packet has made use of; past its TTL it may give way to another name."""
+
+    relation: NameRelation
+
+    @property
+    def deadline(self) -> float:
+        return self.relation.expires
+
+
 class NameTable:
-    """Names and their virtual addresses, each found by the other. Times in seconds."""
+    """Names and their virtual addresses, each found by the other. Times in seconds.
+
+    When there is no room for a name, one that is past its TTL and that nobody ever sent a packet to gives way, the
+    first to expire first, and `on_give_way` is told: else whoever can make this host look names up could fill the table
+    for the whole quarantine. DESIGN.md section 4 forbids it while an application may still have the address; one that
+    obeys the DNS has not, one that used the address is no candidate, nor is a name from before a restart.
+    """
 
     def __init__(
         self,
@@ -50,15 +65,20 @@ class NameTable:
         minimum_ttl: float = MINIMUM_TTL,
         maximum_ttl: float = MAXIMUM_TTL,
         quarantine: float = QUARANTINE,
+        on_give_way: Callable[[NameRelation], None] | None = None,
     ) -> None:
         self.virtual = virtual
         self.minimum_ttl = minimum_ttl
         self.maximum_ttl = maximum_ttl
         self.quarantine = quarantine
         self._collided = 0
+        self._on_give_way = on_give_way
         self._table: Table[NameRelation] = Table(
-            maximum, {"name": lambda relation: relation.name, "virtual": lambda relation: relation.virtual}
+            maximum,
+            {"name": lambda relation: relation.name, "virtual": lambda relation: relation.virtual},
+            self.note_use,
         )
+        self._unused: Table[_Unused] = Table(maximum, {"name": lambda unused: unused.relation.name})
 
     def __len__(self) -> int:
         return len(self._table)
@@ -91,10 +111,20 @@ class NameTable:
             raise ValueError(f"{name}: an answer without an address")
         expires = now + min(max(ttl, self.minimum_ttl), self.maximum_ttl)
         relation = self.by_name(name)
-        if relation is None:
-            return self._insert(name, self._free_address(name), tuple(routers), expires)
-        _refresh(relation, routers, expires)
+        if relation is not None:
+            _refresh(relation, routers, expires)
+            return relation
+        if len(self) >= self.maximum:
+            self._make_room(now)
+        relation = self._insert(name, self._free_address(name, now), tuple(routers), expires)
+        self._unused.insert(_Unused(relation))
         return relation
+
+    def note_use(self, relation: NameRelation) -> None:
+        """Somebody sends packets to its address, or it has left the table: no candidate to give way any more."""
+        unused = self._unused.get("name", relation.name)
+        if unused is not None:
+            self._unused.remove(unused)
 
     def restore(self, name: Name, virtual: Address, routers: Sequence[Address], expires: float) -> NameRelation:
         """Put back a relation from before a restart, with the address applications still hold.
@@ -116,6 +146,7 @@ class NameTable:
 
     def acquire(self, relation: NameRelation) -> None:
         """A flow refers to `relation` from now on; it can't expire meanwhile."""
+        self.note_use(relation)
         relation.flows += 1
 
     def release(self, relation: NameRelation, now: float) -> None:
@@ -138,12 +169,32 @@ class NameTable:
         self._table.insert(relation)
         return relation
 
-    def _free_address(self, name: Name) -> Address:
+    def _free_address(self, name: Name, now: float) -> Address:
+        taken: list[NameRelation] = []
         for address in self.virtual.candidates(name):
-            if self.by_virtual(address) is None:
+            relation = self.by_virtual(address)
+            if relation is None:
                 return address
-        self._collided += 1
-        raise TableFull(f"all virtual addresses {name} can have are in use")
+            taken.append(relation)
+        spare = [relation for relation in taken if relation.expires <= now and self._unused.get("name", relation.name)]
+        if not spare:
+            self._collided += 1
+            raise TableFull(f"all virtual addresses {name} can have are in use")
+        relation = min(spare, key=lambda relation: relation.expires)
+        self._give_way(relation)
+        return relation.virtual
+
+    def _make_room(self, now: float) -> None:
+        """Of the whole table; for nothing when no relation may give way."""
+        while (due := self._unused.next_deadline()) is not None and due <= now:
+            for unused in self._unused.expire(now, limit=1):
+                self._give_way(unused.relation)
+                return
+
+    def _give_way(self, relation: NameRelation) -> None:
+        self._table.remove(relation)
+        if self._on_give_way is not None:
+            self._on_give_way(relation)
 
 
 def _refresh(relation: NameRelation, routers: Sequence[Address], expires: float) -> None:

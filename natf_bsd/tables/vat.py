@@ -15,13 +15,9 @@ from natf_bsd.wire.packet import TCP_FIN, TCP_RST, TCP_SYN, Rewrite
 MAXIMUM = 131072  # flows; about 2 kB each
 
 TCP_OPENING = 300.0  # s; router's lifetime before a connection is established (paper 4; libalias, FREEBSD.md 4.2)
-TCP_HALF_CLOSED = (
-    240.0  # s; RFC 5382 REQ-5, transitory connections. NATs forget them sooner (libalias 90, netfilter 120)
-)
+TCP_HALF_CLOSED = 240.0  # s; RFC 5382 REQ-5, transitory connections. NATs forget sooner (libalias 90, netfilter 120)
 TCP_CLOSING = 10.0  # s; last ACKs still pass; as long as libalias keeps a closed link (FREEBSD.md 4.2)
-TCP_RESET = (
-    1.0  # s; what was in flight beside the RST still finds the entry (one slow round trip); after that the flow is over
-)
+TCP_RESET = 1.0  # s, one slow round trip: what was in flight beside the RST still finds the entry
 UDP_RENEWAL = 30.0  # s; DESIGN.md section 4, FREEBSD.md 4.5
 SILENCE_PACKETS = 3  # outgoing packets without an answer, so that one loss is no reason to renegotiate
 SILENCE_SECONDS = 5.0  # several round trips, and longer than a delayed answer of an application mostly takes

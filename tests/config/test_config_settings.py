@@ -53,6 +53,7 @@ EN_GOOD = {
     "mark": MARKS,
     "run_dir": PATHS,
     "state_dir": PATHS,
+    "resolvers": ['["192.0.2.53"]', '["127.0.0.1", "10.0.0.1"]'],
     "keys": ["{}"],
 }
 EN_BAD = {
@@ -86,6 +87,7 @@ EN_BAD = {
     "mark": NO_MARKS,
     "run_dir": NO_PATHS,
     "state_dir": NO_PATHS,
+    "resolvers": ["[]", '"192.0.2.53"', "[5]", '["::1"]', '["192.0.2.053"]', '["192.0.2.53:53"]', '["dns.example"]'],
     "keys": ["[]", '"/a"', "5", '{ "a.b" = 5 }', '{ "a.b" = "relative" }', '{ "a" = "/key" }'],
 }
 ROUTER_GOOD = {

@@ -277,13 +277,103 @@ def test_an_answer_of_ours_without_an_address_to_hide_is_the_same_object(data):
     assert not relations.asked
 
 
-def test_an_answer_with_virtual_addresses_only_was_rewritten_already():
+def test_an_answer_of_this_host_with_virtual_addresses_only_was_rewritten_already():
     for data in (answer(f"{QNAME} 300 A {V1}"), answer(f"{QNAME} 300 A {V1}", f"{QNAME} 300 A 240.1.2.3")):
         relations = Relations()
-        after, outcome = run(data, relations)
+        after, outcome = run(data, relations, local=True)
         assert after is data
         assert outcome is Outcome.ALREADY
         assert not relations.asked
+        after, outcome = run(data, relations)
+        assert outcome is Outcome.FAILED
+        assert_servfail(after)
+        assert not relations.asked
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.9.9.9", "169.254.1.1", "224.0.0.1", "239.1.1.1", "255.255.255.255"],
+)
+def test_an_address_no_router_can_have_is_left_out(address):
+    relations = Relations()
+    after, outcome = run(answer(f"{QNAME} 300 A {address}"), relations)
+    assert outcome is Outcome.FAILED
+    assert_servfail(after)
+    assert not relations.asked
+    assert run(answer(f"{QNAME} 300 A {address}", f"{QNAME} 300 A {G2}"), relations).outcome is Outcome.REWRITTEN
+    assert relations.asked == [(ALICE, [G2], 300)]
+
+
+@pytest.mark.parametrize(
+    "address", ["126.1.1.1", "128.1.1.1", "169.253.1.1", "169.255.1.1", "192.168.1.1", "223.1.1.1"]
+)
+def test_any_other_address_may_be_a_routers(address):
+    assert run(answer(f"{QNAME} 300 A {address}")).outcome is Outcome.REWRITTEN
+
+
+def test_an_answer_nobody_asked_for_is_told_and_nothing_learned():
+    relations = Relations()
+    seen = []
+    data = answer(f"{QNAME} 300 A {G2}")
+    assert run(data, relations, asked=lambda question: bool(seen.append(question))) == (data, Outcome.UNASKED)
+    assert (seen[0].ident, seen[0].name, seen[0].type) == (4711, QNAME[:-1], 1)
+    assert not relations.asked
+    foreign = answer(f"www.example.com. 300 A {G2}", qname="www.example.com.")
+    assert run(foreign, asked=lambda question: False).outcome is Outcome.NOT_OURS
+
+
+# Not ours, with a virtual address: DNS rebinding
+
+
+EVIL = "evil.example.org."
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        f"{EVIL} 300 A {V1}",
+        f"cdn.example.org. 300 A {V1}",
+        f"{EVIL} 300 AAAA ::ffff:{V1}",
+    ],
+)
+@pytest.mark.parametrize("local", [False, True])
+def test_an_answer_of_somebody_else_with_a_virtual_address_is_servfail(record, local):
+    for records in ([record], [f"{EVIL} 300 CNAME cdn.example.org.", f"{EVIL} 300 A {G2}", record]):
+        relations = Relations()
+        after, outcome = run(answer(*records, qname=EVIL, edns=True), relations, local=local)
+        assert outcome is Outcome.REBINDING
+        assert_servfail(after, EVIL)
+        assert not relations.asked
+
+
+def test_a_fault_behind_the_virtual_address_does_not_let_it_pass():
+    data = answer(f"{EVIL} 300 A {V1}", f"{EVIL} 300 A {G2}", qname=EVIL)[:-1]
+    assert run(data).outcome is Outcome.REBINDING
+    assert run(data[:11] + b"\7" + data[12:]).outcome is Outcome.REBINDING
+
+
+def test_an_answer_with_another_number_of_questions_has_its_virtual_address_found():
+    data = answer(f"{EVIL} 300 A {V1}", qname=EVIL)
+    question = data[12 : 12 + len(EVIL) + 1 + 4]
+    for count in 0, 2:
+        several = data[:4] + bytes([0, count]) + data[6:12] + question * count + data[12 + len(question) :]
+        after, outcome = run(several)
+        assert outcome is Outcome.REBINDING
+        assert parse_address(V1) not in after
+        assert len(after) == 12 + count * len(question)
+
+
+def test_the_same_bytes_elsewhere_in_an_answer_are_no_address():
+    for data in (
+        answer(f'{EVIL} 300 TXT "\\000\\004\\240abc"', qname=EVIL, qtype="TXT"),
+        answer(f"{EVIL} 300 AAAA 2001:db8::ffff:f000:1", qname=EVIL, qtype="AAAA"),
+        answer(f"{EVIL} 300 A {G2}", qname=EVIL)[:-7] + b"\0\4\xf0",
+        b"\0\4\xf0",
+        b"\0\4\xf0" * 5,
+        dns.message.make_query(EVIL, "A").to_wire() + b"\0\4\xf0\1\2\3",
+    ):
+        assert run(data) == (data, Outcome.NOT_OURS)
+        assert run(data).data is data
 
 
 def test_virtual_addresses_among_true_ones_do_not_count():

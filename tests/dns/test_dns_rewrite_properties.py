@@ -113,12 +113,21 @@ def test_an_answer_with_addresses_becomes_what_dnspython_understands_as_the_virt
         assert not result.answer
 
 
+def sections(message):
+    return [*message.answer, *message.authority, *message.additional]
+
+
 @given(messages())
 def test_no_usable_answer_of_ours_shows_a_true_address_to_who_asks_for_one(message):
     wire = message.to_wire()
     after, outcome = rewrite(wire, HOMES, relate, VIRTUAL)
     asked = message.question[0]
     ours = HOMES.split(asked.name.to_text()) is not None
+    if outcome is Outcome.REBINDING:
+        assert not ours
+        assert any(b"\xf0" in record.to_wire() for rrset in sections(message) for record in rrset)
+        assert dns.message.from_wire(after).rcode() == dns.rcode.SERVFAIL
+        return
     if not ours or asked.rdtype == dns.rdatatype.TXT or message.rcode() or message.flags & dns.flags.TC:
         assert after is wire
         assert outcome in (Outcome.NOT_OURS, Outcome.UNCHANGED)

@@ -38,8 +38,17 @@ def virtual_of(host: str) -> bytes:
     return next(VirtualAddresses().candidates(Name(host, "home.example.net")))
 
 
-def dns_corpus() -> list[bytes]:
-    """Packets with answers: ours and not, one address and several, over a CNAME, emptied, refused."""
+SERVER, CLIENT = Endpoint(parse_address("203.0.113.53"), 53), Endpoint(EN, 40053)
+
+
+def query_of(answer: dns.message.Message) -> dns.message.Message:
+    query = dns.message.QueryMessage(answer.id)
+    query.question = answer.question
+    return query
+
+
+def dns_corpus() -> list[tuple[bytes, bytes]]:
+    """Packets with queries and their answers: ours and not, one address and several, over a CNAME, emptied, refused."""
     found = []
     for number, host in enumerate(HOSTS):
         name = f"{host}.home.example.net."
@@ -49,16 +58,24 @@ def dns_corpus() -> list[bytes]:
             name = "dyn.example.org."
         addresses = ["203.0.113.1", "203.0.113.2"][: 1 + number % 2]
         answer.answer.append(dns.rrset.from_text(name, 60, "IN", "A", *addresses))
-        found.append(answer.to_wire())
+        found.append(answer)
     already = dns.message.make_response(dns.message.make_query("host2.home.example.net.", "A"))
     already.answer.append(dns.rrset.from_text("host2.home.example.net.", 60, "IN", "A", "240.0.1.2"))
-    found.append(already.to_wire())
+    found.append(already)
+    rebinding = dns.message.make_response(dns.message.make_query("evil.example.org.", "A"))
+    rebinding.answer.append(dns.rrset.from_text("evil.example.org.", 60, "IN", "A", "240.0.1.2"))
+    found.append(rebinding)
     for kind, text in (("AAAA", "2001:db8::1"), ("TXT", "hello")):
         answer = dns.message.make_response(dns.message.make_query("host1.home.example.net.", kind))
         answer.answer.append(dns.rrset.from_text("host1.home.example.net.", 60, "IN", kind, text))
-        found.append(answer.to_wire())
-    server, client = Endpoint(parse_address("203.0.113.53"), 53), Endpoint(EN, 40053)
-    return [bytes(build.udp(server, client, data)) for data in found]
+        found.append(answer)
+    return [
+        (
+            bytes(build.udp(CLIENT, SERVER, query_of(answer).to_wire())),
+            bytes(build.udp(SERVER, CLIENT, answer.to_wire())),
+        )
+        for answer in found
+    ]
 
 
 def outbound_corpus() -> list[bytes]:
@@ -138,6 +155,7 @@ class Fuzzer:
             quarantine=2.0,
             on_silence="direct",
             keys={"home.example.net": KEY} if keyed else {},
+            resolvers=(SERVER.address,),
         )
         self.core = EnCore(config, inbound_exact=not keyed, token=self.rng.randbytes)
         self.now = 1000.0
@@ -155,7 +173,7 @@ class Fuzzer:
 
     def step(self, number: int) -> None:
         rng, now = self.rng, self.now
-        self.perform(self.core.handle_dns(Packet(bytearray(mutated(rng, rng.choice(self.dns))), Direction.IN), now))
+        self.perform(self.core.handle_dns(self.dns_packet(), now))
         self.perform(
             self.core.handle_outbound(Packet(bytearray(mutated(rng, rng.choice(self.out))), Direction.OUT), now)
         )
@@ -164,6 +182,14 @@ class Fuzzer:
         )
         self.perform(self.core.handle_control(*self.control()[:2], now))
         self.pass_time(rng.random() * (0.004 if number % 1000 else 10.0))
+
+    def dns_packet(self) -> Packet:
+        """A query, or an answer that somebody asked for lately, or not."""
+        query, answer = self.rng.choice(self.dns)
+        if self.rng.random() < 0.4:
+            return Packet(bytearray(mutated(self.rng, query)), Direction.OUT)
+        interface = "lo" if self.rng.random() < 0.1 else "eth0"
+        return Packet(bytearray(mutated(self.rng, answer)), Direction.IN, interface)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -202,14 +228,15 @@ class Fuzzer:
     def check(self) -> None:
         """Every packet is accounted for, and no table is beyond its bound or out of step with another."""
         core, counters = self.core, self.core.counters
-        assert counters["dns.received"] == counters.total("dns.sent.")
+        assert counters["dns.received"] == counters.total("dns.sent.") + counters.total("dns.drop.")
         leaving = counters.total("out.sent.") + counters.total("out.drop.")
         assert counters["out.received"] == leaving + len(core.held)
         assert counters["in.received"] == counters.total("in.sent.") + counters.total("in.drop.")
         assert counters["control.received"] == counters.total("control.used.") + counters.total("control.ignored.")
         sent = counters.total("dns.sent.") + counters.total("out.sent.") + counters.total("in.sent.")
         assert self.done[Send] == sent
-        assert self.done[Drop] == counters.total("out.drop.") + counters.total("in.drop.")
+        dropped = counters.total("dns.drop.") + counters.total("out.drop.") + counters.total("in.drop.")
+        assert self.done[Drop] == dropped
         assert self.done[SendControl] == counters["request.sent"]
         assert len(core.names) <= MAXIMUM_NAMES
         assert len(core.vat) <= MAXIMUM_FLOWS
@@ -248,6 +275,7 @@ def test_the_fuzz_went_everywhere(fuzzed: Fuzzer) -> None:
         "out.drop.shutdown",
         "in.sent.foreign",  # where the packet filter selects by router
         "control.ignored.unauthenticated",  # with a key
+        "dns.sent.query_forgotten",  # more in ten seconds than the fuzz sends
         "flows.restored",
         "out.drop.table_full",
     }
@@ -276,7 +304,9 @@ def test_afterwards_all_is_forgotten_in_time_and_a_new_flow_works_as_ever(fuzzed
     assert core.idle()
     assert core.next_deadline() is None
     fuzzed.check()
-    core.handle_dns(Packet(bytearray(fuzzed.dns[1]), Direction.IN), fuzzed.now)
+    query, dns_answer = fuzzed.dns[1]
+    core.handle_dns(Packet(bytearray(query), Direction.OUT), fuzzed.now)
+    core.handle_dns(Packet(bytearray(dns_answer), Direction.IN), fuzzed.now)
     virtual = virtual_of("host1")
     first = Packet(build.udp(Endpoint(EN, 41000), Endpoint(virtual, 7), b"hello"), Direction.OUT)
     (request,) = core.handle_outbound(first, fuzzed.now)

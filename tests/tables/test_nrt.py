@@ -101,13 +101,58 @@ def test_a_full_table_refuses_new_names_and_serves_the_old():
 
 def test_an_address_is_not_reissued_before_its_quarantine_is_over():
     table = NameTable(OneAddress())
-    table.learn(ALICE, [G2], 300, now=0.0)
+    table.note_use(table.learn(ALICE, [G2], 300, now=0.0))
     end = 300 + QUARANTINE
     assert table.expire(end - 0.001) == []
     with pytest.raises(TableFull):
         table.learn(BOB, [G2], 300, now=end - 0.001)
     assert [relation.name for relation in table.expire(end)] == [ALICE]
     assert table.learn(BOB, [G2], 300, now=end).virtual == bytes([240, 0, 0, 1])
+
+
+def test_past_its_ttl_an_address_nobody_used_gives_way_to_a_name_that_has_no_other():
+    given_way = []
+    table = NameTable(OneAddress(), on_give_way=given_way.append)
+    alice = table.learn(ALICE, [G2], 300, now=0.0)
+    with pytest.raises(TableFull):
+        table.learn(BOB, [G2], 300, now=299.0)
+    assert table.refused == 1
+    bob = table.learn(BOB, [G2], 300, now=300.0)
+    assert bob.virtual == alice.virtual
+    assert table.by_virtual(bob.virtual) is bob
+    assert table.by_name(ALICE) is None
+    assert given_way == [alice]
+
+
+def test_of_the_addresses_nobody_used_the_one_that_expired_first_gives_way():
+    table = NameTable(Colliding())
+    for number in range(256):
+        table.learn(Name(f"h{number}", "example.net"), [G2], 300 if number == 77 else 400, now=0.0)
+    assert table.learn(ALICE, [G2], 300, now=1000.0).virtual == bytes([240, 77, 1, 1])
+    table.acquire(table.learn(Name("h0", "example.net"), [G2], 60, now=1000.0))
+    assert table.learn(BOB, [G2], 300, now=2000.0).virtual == bytes([240, 1, 1, 1])
+
+
+def test_in_a_full_table_the_unused_name_that_expired_first_gives_way():
+    given_way = []
+    table = names(maximum=3, on_give_way=given_way.append)
+    used = table.learn(Name("used", "example.net"), [G2], 60, now=0.0)
+    table.note_use(used)
+    renewed = table.learn(Name("renewed", "example.net"), [G2], 70, now=0.0)
+    table.learn(ALICE, [G2], 80, now=0.0)
+    table.learn(renewed.name, [G2], 300, now=10.0)
+    with pytest.raises(TableFull):
+        table.learn(BOB, [G2], 300, now=79.0)
+    table.learn(BOB, [G2], 300, now=80.0)
+    assert [relation.name for relation in given_way] == [ALICE]
+    assert {relation.name for relation in table} == {used.name, renewed.name, BOB}
+
+
+def test_a_name_from_before_a_restart_never_gives_way():
+    table = names(maximum=1)
+    table.restore(ALICE, next(VirtualAddresses().candidates(ALICE)), [G2], expires=10.0)
+    with pytest.raises(TableFull):
+        table.learn(BOB, [G2], 300, now=100.0)
 
 
 def test_a_name_in_quarantine_is_still_good():

@@ -11,6 +11,16 @@ ALICE = Name("alice", "home.example.net")
 LABELS = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=63)
 
 
+def test_with_a_key_the_addresses_are_others_and_as_stable():
+    first, again, other = (
+        list(VirtualAddresses(key=key).candidates(ALICE)) for key in (b"k" * 16, b"k" * 16, b"K" * 16)
+    )
+    assert first == again
+    assert first[0][2:] != other[0][2:]
+    assert first[0][2:] != next(VirtualAddresses().candidates(ALICE))[2:]
+    assert all(0 < octet < 255 for octet in first[0][2:])
+
+
 def documented_hash(text: str) -> int:
     return 1 + int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16) % 254
 

@@ -1,0 +1,46 @@
+"""The question of a DNS message (RFC 1035 section 4.1.2): all that has to be read of a message about somebody else."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+HEADER = struct.Struct("!HHHHHH")
+QR, OPCODE = 0x8000, 0x7800
+CLASS_IN = 1
+LABEL_MAXIMUM, NAME_MAXIMUM = 63, 255  # RFC 1035 section 2.3.4
+
+_TAIL = struct.Struct("!HH")  # type, class
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The only question of a message with the id `ident`; `end` is the offset behind it."""
+
+    ident: int
+    name: str
+    type: int
+    klass: int
+    end: int
+
+
+def read_question(data: bytes, *, answer: bool) -> Question | None:
+    """The question of a query, or of an answer, with one; None for anything else, and for names no home domain can
+    have."""
+    if len(data) < HEADER.size:
+        return None
+    ident, flags, questions, _, _, _ = HEADER.unpack_from(data)
+    if questions != 1 or flags & (QR | OPCODE) != (QR if answer else 0):
+        return None
+    labels = []
+    offset = HEADER.size
+    while offset < len(data) and 0 < (length := data[offset]) <= LABEL_MAXIMUM:
+        labels.append(data[offset + 1 : offset + 1 + length])
+        offset += 1 + length
+    offset += 1
+    if offset - HEADER.size > NAME_MAXIMUM or offset + _TAIL.size > len(data) or data[offset - 1] != 0:
+        return None
+    if any(b"." in label for label in labels):
+        return None
+    kind, klass = _TAIL.unpack_from(data, offset)
+    return Question(ident, b".".join(labels).decode("latin-1"), kind, klass, offset + _TAIL.size)

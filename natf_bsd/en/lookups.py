@@ -1,0 +1,127 @@
+"""Phase 1, sans-IO: the DNS queries of this host, remembered, and their answers, rewritten (paper 3.2 step 1-2).
+
+Only an answer from a server in `resolvers` to a query that was put to it teaches the tables anything. Any program may
+ask a server of its own, and anyone may send a packet from port 53; neither may say where a name's packets go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from natf_bsd.config import EnConfig
+from natf_bsd.counters import Counters
+from natf_bsd.dns import carrier
+from natf_bsd.dns.names import HomeDomains
+from natf_bsd.dns.queries import Queries, Query
+from natf_bsd.dns.question import CLASS_IN, Question, read_question
+from natf_bsd.dns.rewrite import Outcome, rewrite
+from natf_bsd.effects import Drop, Effect, Save, Send
+from natf_bsd.en import saved
+from natf_bsd.errors import TableFull
+from natf_bsd.tables.nrt import NameRelation, NameTable
+from natf_bsd.types import Address, Direction, Flow, Name, Packet
+from natf_bsd.wire import packet as wire
+
+_LOOPBACK = frozenset(("lo", "lo0"))  # Linux, FreeBSD
+
+_SENT = {
+    Outcome.NOT_OURS: "dns.sent.not_ours",
+    Outcome.REWRITTEN: "dns.sent.rewritten",
+    Outcome.EMPTIED: "dns.sent.emptied",
+    Outcome.ALREADY: "dns.sent.already",
+    Outcome.UNCHANGED: "dns.sent.unchanged",
+    Outcome.FAILED: "dns.sent.failed",
+    Outcome.REBINDING: "dns.sent.rebinding",
+}
+
+
+class Lookups:
+    """`resolvers` are the servers believed; the shell keeps them right. `epoch_offset` as `EnCore.epoch_offset`."""
+
+    def __init__(
+        self, config: EnConfig, names: NameTable, counters: Counters, epoch_offset: Callable[[], float]
+    ) -> None:
+        self.resolvers = frozenset(config.resolvers)
+        self._homes = HomeDomains(config.home_domains)
+        self._maximum_ttl = int(config.maximum_ttl)
+        self._names = names
+        self._counters = counters
+        self._epoch_offset = epoch_offset
+        self._queries = Queries()
+
+    def handle(self, packet: Packet, now: float) -> list[Effect]:
+        """A packet to a DNS server, or from one."""
+        self._counters.add("dns.received")
+        flow = wire.flow_of(packet.data)
+        message = carrier.payload(packet.data)
+        if flow is None or message is None:
+            return self._pass(packet, "dns.sent.not_dns")
+        if packet.direction is Direction.OUT:
+            return self._query(packet, flow, message, now)
+        if flow.source.address not in self.resolvers:
+            return self._pass(packet, "dns.sent.stranger")
+        return self._answer(packet, flow, message, now)
+
+    def expire(self, now: float) -> None:
+        self._queries.expire(now)
+
+    def next_deadline(self) -> float | None:
+        return self._queries.next_deadline()
+
+    def idle(self) -> bool:
+        return not len(self._queries)
+
+    def _query(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
+        question = read_question(message, answer=False)
+        if question is None or question.klass != CLASS_IN or self._homes.split(question.name) is None:
+            return self._pass(packet, "dns.sent.query_not_ours")
+        if flow.destination.address not in self.resolvers:
+            return self._pass(packet, "dns.sent.query_to_stranger")
+        try:
+            self._queries.remember(flow.source, flow.destination, question, now)
+        except TableFull:
+            return self._pass(packet, "dns.sent.query_forgotten")
+        return self._pass(packet, "dns.sent.query")
+
+    def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
+        learned: list[NameRelation] = []
+        query: Query | None = None
+
+        def asked(question: Question) -> bool:
+            nonlocal query
+            query = self._queries.find(flow.destination, flow.source, question, now)
+            return query is not None
+
+        def relate(name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
+            known = self._names.by_name(name)
+            if known is not None and query is not None and query.answered:
+                return known.virtual
+            try:
+                relation = self._names.learn(name, routers, ttl, now)
+            except TableFull:
+                return None
+            learned.append(relation)
+            if query is not None:
+                query.answered = True
+            return relation.virtual
+
+        result = rewrite(
+            message,
+            self._homes,
+            relate,
+            self._names.virtual,
+            maximum_ttl=self._maximum_ttl,
+            local=packet.interface in _LOOPBACK,
+            asked=asked,
+        )
+        if result.outcome is Outcome.UNASKED:
+            self._counters.add("dns.drop.unasked")
+            return [Drop(packet)]
+        if result.data is not message:
+            packet.data = carrier.replace_payload(packet.data, result.data)
+        saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in learned]
+        return [*self._pass(packet, _SENT[result.outcome]), *saves]
+
+    def _pass(self, packet: Packet, counter: str) -> list[Effect]:
+        self._counters.add(counter)
+        return [Send(packet)]
