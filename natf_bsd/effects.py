@@ -24,8 +24,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Send an IPv4 packet of our own making, complete from its header: an error to an application, a reply to an
-    external node."""
+    """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node."""
 
     data: bytes
     transaction: bytes | None = None
@@ -33,8 +32,7 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class SendControl:
-    """Send an ICMP message (from its type byte, checksum included) to a router. `transaction` ties trace points
-    together."""
+    """Send an ICMP message, from type byte to data, to a router. `transaction` ties trace points together."""
 
     router: Address
     data: bytes
@@ -50,8 +48,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class WritePseudo:
-    """Pass a pseudo-packet through the NAT; what comes out is the core's `handle_captured`. `transaction` as in
-    SendControl."""
+    """Pass a pseudo-packet through the NAT; `handle_captured` gets what comes out. `transaction`: see SendControl."""
 
     data: bytes
     transaction: bytes

@@ -1,8 +1,7 @@
 """Every exception natf_bsd raises on purpose.
 
 `NatfError` is what a command turns into one line on standard error. `WireError` is the only exception a parser of
-outside bytes
-raises: it never ends a daemon, it is counted.
+outside bytes raises: it never ends a daemon, it is counted.
 """
 
 from __future__ import annotations

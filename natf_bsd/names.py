@@ -37,5 +37,6 @@ def is_written_domain(text: str) -> bool:
 
 def folded(text: str) -> str | None:
     """`text` in lower case and without the dot at its end; None if it is not ASCII, since str.lower would fold some
-    letters from outside ASCII into it."""
+    letters from outside ASCII into it.
+    """
     return text.removesuffix(".").lower() if text.isascii() else None

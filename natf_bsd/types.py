@@ -1,8 +1,7 @@
 """The nouns everything else speaks of: addresses, endpoints, flows, packets, names.
 
 Addresses are 4 bytes in network order throughout, because that is how they lie in a packet: a table look-up takes a
-slice
-of the packet as it is. Text appears only at the edges (configuration, status, messages to people).
+slice of the packet as it is. Text appears only at the edges (configuration, status, messages to people).
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ class Direction(enum.Enum):
 
 
 def parse_address(text: str) -> Address:
-    """Four bytes for dotted-quad `text`; ValueError says what was wrong (inet_pton's rules: no leading zeros, no
-    short forms)."""
+    """Four bytes for dotted-quad `text`; ValueError by inet_pton's rules: no leading zeros, no short forms."""
     try:
         return socket.inet_pton(socket.AF_INET, text)
     except OSError:
@@ -65,8 +63,7 @@ class Flow:
 
     @property
     def key(self) -> bytes:
-        """The 13 bytes `wire.packet.flow_key` reads from a packet of this flow: both addresses, both ports, the
-        protocol."""
+        """The 13 bytes `wire.packet.flow_key` reads from a packet of it: addresses, ports, protocol."""
         return (
             self.source.address
             + self.destination.address
@@ -99,8 +96,7 @@ class Packet:
     """One IPv4 packet the kernel handed over, from its first header byte.
 
     `token` is what the backend needs to put the packet back where it was (NFQUEUE: its id; divert(4): the whole
-    sockaddr_in);
-    a packet of our own making has none. Nothing outside divert/ looks into it.
+    sockaddr_in); a packet of our own making has none. Nothing outside divert/ looks into it.
     """
 
     data: bytearray

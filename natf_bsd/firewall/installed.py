@@ -23,11 +23,10 @@ def sysctl_journal(run_dir: Path, role: str) -> runner.SysctlJournal:
 
 
 class Installed:
-    """Checks, sets up, and undoes at exit; what failed half way is undone at once. NatfError says what stands in
-    the way.
+    """Checks, sets up, and undoes at exit; what failed half way is undone at once. NatfError says what is in the way.
 
-        with Installed(plan, run_dir):
-            loop.run()
+    with Installed(plan, run_dir):
+        loop.run()
     """
 
     def __init__(self, plan: Plan, run_dir: Path) -> None:
@@ -36,17 +35,21 @@ class Installed:
         self._stays = False
 
     def stay(self) -> None:
-        """Leave everything in force at exit, for a daemon that is started again at once; `clean_up` can still undo
-        it."""
+        """Leave everything in force at exit, for a daemon that is started again; `clean_up` can still undo it."""
         self._stays = True
+
+    def renew(self, plan: Plan) -> None:
+        """Apply `plan` once more, over whatever others have left of the first; what it sets must be undone by the same
+        steps. Raises NatfError; what was done is undone at exit."""
+        runner.apply(plan.set_up)
+        self._journal.apply(plan.sysctls)
 
     def __enter__(self) -> Installed:
         problems = runner.check(self._plan.checks)
         if problems:
             raise NatfError("; ".join(problems))
         try:
-            runner.apply(self._plan.set_up)
-            self._journal.apply(self._plan.sysctls)
+            self.renew(self._plan)
         except BaseException:  # also KeyboardInterrupt: __exit__ is not called for what fails here
             self._undo()
             raise

@@ -8,6 +8,7 @@ replaces the content of a chain it declares and touches no other.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -109,7 +110,9 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
         ],
         # What the daemon sent on towards a router carries the mark by its verdict; the connection inherits it.
         ("mangle", "OUTPUT"): [
-            f"-m mark --mark {mark} -j CONNMARK --save-mark --nfmask {fw.mask:#x} --ctmask {fw.mask:#x}"
+            f"-m mark --mark {mark} -j CONNMARK --save-mark --nfmask {fw.mask:#x} --ctmask {fw.mask:#x}",
+            # Queries: only an answer to one of them is believed.
+            f"-p udp --dport 53 -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
         ],
         # raw, so that conntrack and all that follows see G2 only, never V1.
         ("raw", "OUTPUT"): [
@@ -216,12 +219,39 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     ]
 
 
+def en_look(interface: str) -> tuple[str, ...]:
+    """The process that lists all `en_rules` makes, and the addresses of the outer interface; see `guard.read`."""
+    return _look("EN", interface)
+
+
+def router_look(fw: RouterFirewall) -> tuple[str, ...]:
+    """As `en_look`, for `router_rules`."""
+    tun = shlex.quote(fw.tun)
+    return _look(
+        "RT",
+        fw.interface,
+        f"echo '# policy'; ip -4 rule show priority {fw.priority} protocol {ROUTE_PROTOCOL}",
+        f"echo '# route'; ip -4 route show table {fw.table} proto {ROUTE_PROTOCOL} 2>/dev/null",
+        f"echo '# device'; ip -o link show dev {tun} up 2>/dev/null | cut -d: -f2",
+    )
+
+
+def _look(role: str, interface: str, *more: str) -> tuple[str, ...]:
+    lines = (
+        "rules=$(iptables-save) || exit",  # a list that failed is no empty list
+        f"echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-{role}-",
+        *more,
+        # Without an address the interface may be away altogether.
+        f"echo '# address'; ip -o -4 address show dev {shlex.quote(interface)} scope global 2>/dev/null || true",
+    )
+    return ("sh", "-c", "\n".join(lines))
+
+
 def not_in_use(role: str, own: Collection[int] = ()) -> Check:
     """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a queue they
     name, other than the queues `own`.
 
-    The lock in run_dir can't tell that: another daemon may have another run_dir, but the rules are one network
-    namespace's.
+    The lock in run_dir can't tell that: another daemon may have another run_dir, and the rules are for all alike.
     """
     return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role, frozenset(own)))
 

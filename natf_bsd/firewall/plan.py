@@ -22,10 +22,12 @@ class Plan:
     set_up: list[Command]
     sysctls: list[Sysctl]
     undo: list[Command]
+    look: tuple[str, ...] = ()
+    """The process that lists what is in force of it, for `guard`."""
 
 
 def en(config: EnConfig, interface: Interface) -> Plan:
-    """The external node's. `interface` changes nothing on Linux: the rules go by address and mark."""
+    """The external node's. On Linux its rules go by address and mark, whatever the `interface`."""
     rules = linux.EnFirewall(
         prefix=f"{config.virtual_prefix}.0.0.0/8",
         dns_queue=config.dns_queue,
@@ -34,7 +36,7 @@ def en(config: EnConfig, interface: Interface) -> Plan:
         mark=config.mark,
         mask=MARK_MASK,
     )
-    return Plan("en", linux.probe_en(rules), linux.en_rules(rules), [], linux.en_undo())
+    return Plan("en", linux.probe_en(rules), linux.en_rules(rules), [], linux.en_undo(), linux.en_look(interface.name))
 
 
 def router(config: RouterConfig, interface: Interface) -> Plan:
@@ -54,6 +56,7 @@ def router(config: RouterConfig, interface: Interface) -> Plan:
         linux.router_rules(rules),
         linux.router_sysctls(rules),
         linux.router_undo(table=config.route_table),
+        linux.router_look(rules),
     )
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeAlias
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall.command import Check, Command, Sysctl
 
-
 TIME_LIMIT = 30.0
 """Seconds a process may take: three times as long as iptables waits for its lock."""
 
@@ -35,7 +34,8 @@ Run: TypeAlias = Callable[[tuple[str, ...], str | None], Completed]
 
 def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
     """The real `Run`, with messages in the C locale; in a session of its own, which a second Ctrl-C at the terminal
-    does not reach: it would cut off the undoing."""
+    does not reach: it would cut off the undoing.
+    """
     environment = os.environ | {"LC_ALL": "C"}
     try:
         done = subprocess.run(

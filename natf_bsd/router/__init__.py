@@ -1,2 +1,1 @@
-"""The NAT-f router [3.2]: `core` checks a request, has the NAT make the mapping and answers; `daemon` is the wiring
-to the kernel."""
+"""The NAT-f router [3.2]: `core` checks requests, has the NAT make mappings and answers; `daemon` is the wiring."""

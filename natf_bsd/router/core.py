@@ -1,10 +1,8 @@
-"""The router's decisions, sans-IO: echo requests, captured pseudo-packets and `now` in, effects out [3.2 steps 4 to
-6].
+"""The router's decisions, sans-IO: requests, captured pseudo-packets and `now` in, effects out [3.2 steps 4 to 6].
 
 A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet
-is written to
-the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept for a
-stranger but the request at the NAT.
+is written to the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept
+for a stranger but the request at the NAT.
 """
 
 from __future__ import annotations
@@ -30,9 +28,7 @@ NAT_TIMEOUT = 0.2
 """Seconds a pseudo-packet may take through the NAT; then it is written once more (FREEBSD.md 3.1)."""
 
 MAXIMUM_TEXT = message.REQUEST_MINIMUM - message.HEADER.size - 3 - auth.AUTH_SIZE
-"""Characters of explanation in a refusal (ASCII): with header, the rest of STATUS and AUTH no longer than the
-smallest
-request."""
+"""ASCII characters of explanation in a refusal: with all the rest it is no longer than the smallest request."""
 
 _STATUS_COUNTERS = {status: f"request.answered.{status.name.lower()}" for status in message.Status}
 
@@ -60,8 +56,7 @@ class Pending:
 
 
 class RouterCore:
-    """One router. `style` is the pseudo-packet its NAT needs, `lifetime` tells seconds a mapping of a protocol
-    lives once in use."""
+    """One router. `style`: the pseudo-packet its NAT needs; `lifetime`: seconds a protocol's mapping lives in use."""
 
     def __init__(
         self,
@@ -128,8 +123,7 @@ class RouterCore:
         return refusal if refusal is not None else self._checked(asked, request, now)
 
     def _unproven(self, asked: Asked, request: message.Request, now: float) -> list[Effect] | None:
-        """None once the sender has proved as much as it must: by its key, or by a cookie that it really is at its
-        address."""
+        """None once the sender has proved what it must: by its key, or by a cookie that it is at its address."""
         epoch_ms = auth.epoch_ms(now, self.epoch_offset)
         try:
             asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
@@ -240,8 +234,7 @@ class RouterCore:
         return self._reply(asked, message.Refused(asked.transaction, status, text[:MAXIMUM_TEXT]), now)
 
     def _reply(self, asked: Asked, answer: message.Message, now: float | None) -> Inject:
-        """The echo reply that carries `answer`, signed if the request was; never longer than the request, whose
-        minimum leaves room."""
+        """The echo reply with `answer`, signed if the request was; the request's minimum is room enough for it."""
         data = message.encode(answer)
         if asked.key_id is not None and now is not None:
             epoch_ms = auth.epoch_ms(now, self.epoch_offset)
@@ -255,6 +248,6 @@ class RouterCore:
 
 def _plausible(source: Address) -> bool:
     """Whether an external node can have this address. Requests are hooked before the kernel's own check of sources
-    (martians), and a
-    pseudo-packet to such an address could end in the router itself."""
+    (martians), and a pseudo-packet to such an address could end in the router itself.
+    """
     return source[0] not in (0, 127) and source[0] < 224

@@ -12,6 +12,7 @@ import select
 import signal
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from natf_bsd.config import RouterConfig, settings_of
@@ -20,6 +21,7 @@ from natf_bsd.divert.inject import Injector
 from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import plan
+from natf_bsd.firewall.guard import Guard
 from natf_bsd.firewall.installed import Installed
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
@@ -77,8 +79,16 @@ class RouterDaemon:
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
             self._listen()
-            stack.enter_context(Installed(plan.router(config, self._interface), config.run_dir))
+            installed = stack.enter_context(Installed(plan.router(config, self._interface), config.run_dir))
             prove_nat(self._bridge, self._interface)
+            self._guard = Guard(
+                installed,
+                partial(plan.router, config),
+                self._interface,
+                self._loop,
+                alarm=lambda: self._core.counters["mapping.failed.no_answer"],
+            )
+            stack.callback(self._guard.close)
             handlers = {"status": self._status, "reload": self._reload}
             server = ControlServer(config.run_dir / "router.sock", self._loop, handlers)
             stack.callback(server.close)
@@ -119,11 +129,12 @@ class RouterDaemon:
                 raise TypeError(f"no router does {effect!r}")
 
     def _next_deadline(self) -> float:
-        core = self._core.next_deadline()
-        return self._watch_at if core is None else min(core, self._watch_at)
+        deadlines = (self._core.next_deadline(), self._watch_at, self._guard.next_deadline())
+        return min(deadline for deadline in deadlines if deadline is not None)
 
     def _tick(self, now: float) -> None:
         self._perform(self._core.handle_timer(now))
+        self._guard.tick(now)
         if now >= self._look_at:
             self._counter_watch.look()
             self._look_at = now + INTERVAL
@@ -155,7 +166,7 @@ class RouterDaemon:
         return {
             "role": "router",
             "process": os.getpid(),
-            "interface": str(self._interface),
+            "interface": str(self._guard.interface),
             "nat": self._bridge.name,
             "settings": settings_of(self._config),
             "act": [
@@ -173,6 +184,7 @@ class RouterDaemon:
                 "control": self._control.counters,
                 "injector": self._injector.counters,
                 "nat": self._bridge.counters,
+                "guard": self._guard.counters,
             },
             "trace": self._trace.snapshot(),
         }

@@ -1,5 +1,4 @@
-"""How fast requests may come: the whole load, which decides whether strangers need a cookie, and each source's own
-share."""
+"""How fast requests may come: all of them, above which strangers need a cookie, and each source's own share."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ MAXIMUM_SOURCES = 65536
 
 
 class Load:
-    """Whether requests come faster than `rate` a second, counted over whole seconds: the last full one or the one
-    running."""
+    """Whether requests come faster than `rate` a second, counted in the last full second or the one running."""
 
     __slots__ = ("_count", "_previous", "_rate", "_second")
 
@@ -50,8 +48,7 @@ class SourceRates:
     """Mappings each source may ask for: `rate` a second with bursts of five seconds' worth; 0 is without limit.
 
     One honest address could fill the NAT's table otherwise. Without room for another source it is let through: the
-    load as a whole then
-    needs cookies, so its address is at least its own.
+    load as a whole then needs cookies, so its address is at least its own.
     """
 
     def __init__(self, rate: int, maximum: int = MAXIMUM_SOURCES) -> None:

@@ -1,8 +1,8 @@
 """NAT-f messages, wire format version 1 (DESIGN.md section 5).
 
-A message is a header of 16 bytes and options. `encode` makes the message alone; signing, `pad` and the ICMP carrier
-come after. A value that can't be written is our own mistake (ValueError); bytes that can't be read are somebody else's
-(WireError).
+A message is a header of 16 bytes and options. `encode` makes the message alone; signing, `pad` and the ICMP
+carrier come after. A value that can't be written is our own mistake (ValueError); bytes that can't be read are
+somebody else's (WireError).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(host, outer, nothing_runs
     set_up, undo = text.removeprefix("# set up\n").split("# undo\n")
     chain = {"en": "NATF-EN-OUTPUT", "router": "NATF-RT-FORWARD"}[role]
     assert f":{chain} - [0:0]" in set_up
-    assert f"iptables -w -t filter -X {chain} || true\n" in undo
+    assert f"iptables -w 10 -t filter -X {chain} || true\n" in undo
     assert outer == [None]
     assert sorted(host.folder.rglob("*")) == before
 
@@ -146,7 +146,7 @@ def test_a_dry_run_says_what_the_configuration_says(host, outer, nothing_runs):
     assert "240.0.0.0" not in en
     assert "-i wan -p icmp" in router
     assert "--queue-num 98" in router
-    assert "-o hairpin -j SNAT --to-source 203.0.113.1" in router
+    assert "-o hairpin -p udp -j SNAT --to-source 203.0.113.1:" in router
     assert "ip -4 route replace default dev hairpin table 99" in router
     assert "--mark 0x50000000/0xff000000" in router
     assert router.endswith("# and the kernel settings get the values back that they had\n")

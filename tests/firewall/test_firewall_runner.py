@@ -64,11 +64,17 @@ def test_a_real_process_gets_its_input_and_gives_its_output() -> None:
     assert runner.run_process(("sh", "-c", "echo $LC_ALL >&2; exit 7"), None) == Completed(7, "", "C\n")
 
 
+def test_a_process_that_does_not_end_is_a_failed_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "TIME_LIMIT", 0.05)
+    with pytest.raises(CommandFailed, match=r"^sleep 60: exit status 124: did not end within 0\.05 s$"):
+        runner.apply([Command(("sleep", "60"), may_fail=(1, 2))])
+
+
 ROUTER = linux.RouterFirewall(
     "wan", parse_address("203.0.113.1"), control_queue=1, mark=1, mask=1, tun="natf0", table=78
 )
 FORWARDING = ("cat", "/proc/sys/net/ipv4/ip_forward")
-RULES = ("iptables-restore", "-w", "--noflush", "--test")
+RULES = ("iptables-restore", "-w", "10", "--noflush", "--test")
 PRIORITY = ("ip", "-4", "rule", "show", "priority", "78")
 TABLE = ("ip", "-4", "route", "show", "table", "78")
 GOOD = {FORWARDING: Completed(0, "1\n", ""), TABLE: failed(2, "Error: ipv4: FIB table does not exist.\n")}
@@ -100,6 +106,48 @@ def test_what_stands_in_the_way_of_a_router_is_said(argv: tuple[str, ...], outco
 )
 def test_what_a_crash_of_our_own_left_stands_in_nobodys_way(left: dict[tuple[str, ...], Completed]) -> None:
     assert runner.check(linux.probe_router(ROUTER), FakeRun(GOOD | left)) == []
+
+
+SAVED = """\
+*raw
+:NATF-RT-PREROUTING - [0:0]
+-A PREROUTING -m comment --comment natf -j NATF-RT-PREROUTING
+-A NATF-RT-PREROUTING -i wan -j NFQUEUE --queue-num 8701 --queue-bypass
+-A NATF-EN-INPUT -j NFQUEUE --queue-num 8712
+-A SITE -j NFQUEUE --queue-num 9
+COMMIT
+# queues
+"""
+
+
+def in_use(role: str, own: set[int], queues: str) -> list[str]:
+    check = linux.not_in_use(role, own)
+    return runner.check([check], FakeRun({check.command.argv: Completed(0, SAVED + queues, "")}))
+
+
+def test_rules_whose_queue_somebody_reads_have_a_daemon_that_lives() -> None:
+    reader = " 8701   4711     0 2 65535     0     0        0  1\n"
+    assert in_use("router", set(), reader) == [
+        "natf router is running with another run_dir (process 4711 holds NFQUEUE 8701); stop it first"
+    ]
+    assert in_use("router", {8702}, reader) != []
+    unnamed = " 8712 4294963200     0 2 65535     0     0        0  1\n"
+    assert in_use("en", set(), unnamed) == [
+        "natf en is running with another run_dir (a process holds NFQUEUE 8712); stop it first"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("role", "own", "queues"),
+    [
+        ("router", set(), ""),  # a crash left the rules
+        ("router", {8701}, " 8701   4711     0 2 65535     0     0        0  1\n"),  # we read it ourselves
+        ("en", set(), " 8701   4711     0 2 65535     0     0        0  1\n"),  # the other role's
+        ("router", set(), "    9   4711     0 2 65535     0     0        0  1\n"),  # the site's
+    ],
+)
+def test_a_queue_of_nobody_of_ours_or_of_somebody_else_is_no_daemon(role: str, own: set[int], queues: str) -> None:
+    assert in_use(role, own, queues) == []
 
 
 @pytest.fixture

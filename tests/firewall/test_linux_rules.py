@@ -20,7 +20,9 @@ ROUTER = linux.RouterFirewall(
 EN_CHAINS = """\
 *filter
 :NATF-EN-OUTPUT - [0:0]
+:NATF-EN-FORWARD - [0:0]
 -A NATF-EN-OUTPUT -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+-A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
 COMMIT
 *mangle
 :NATF-EN-INPUT - [0:0]
@@ -29,6 +31,7 @@ COMMIT
 -A NATF-EN-INPUT -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
 -j NFQUEUE --queue-num 8710 --queue-bypass
 -A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
+-A NATF-EN-OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
 COMMIT
 *raw
 :NATF-EN-PREROUTING - [0:0]
@@ -41,19 +44,25 @@ COMMIT
 
 ROUTER_CHAINS = """\
 *filter
+:NATF-RT-INPUT - [0:0]
 :NATF-RT-FORWARD - [0:0]
+-A NATF-RT-INPUT -i natf0 -j DROP
 -A NATF-RT-FORWARD -i natf0 -o natf0 -j ACCEPT
+-A NATF-RT-FORWARD -i natf0 ! -o natf0 -j DROP
+-A NATF-RT-FORWARD ! -i natf0 -o natf0 -j DROP
 COMMIT
 *nat
 :NATF-RT-POSTROUTING - [0:0]
--A NATF-RT-POSTROUTING -o natf0 -j SNAT --to-source 203.0.113.1
+-A NATF-RT-POSTROUTING -o natf0 -p tcp -j SNAT --to-source 203.0.113.1:49152-65535
+-A NATF-RT-POSTROUTING -o natf0 -p udp -j SNAT --to-source 203.0.113.1:49152-65535
 COMMIT
 *raw
 :NATF-RT-OUTPUT - [0:0]
 :NATF-RT-PREROUTING - [0:0]
 -A NATF-RT-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
 -A NATF-RT-PREROUTING -i wan -p icmp --icmp-type echo-request -m addrtype --dst-type LOCAL \
--m length --length 156:65535 -j NFQUEUE --queue-num 8701 --queue-bypass
+-m length --length 156:65535 -m string --algo bm --hex-string |4e415466| --from 28 --to 92 \
+-j NFQUEUE --queue-num 8701 --queue-bypass
 COMMIT
 """
 
@@ -64,24 +73,26 @@ def texts(commands: list[Command]) -> list[str]:
 
 def test_the_external_nodes_chains_are_filled_by_one_process() -> None:
     first, *jumps = linux.en_rules(EN)
-    assert first == Command(("iptables-restore", "-w", "--noflush"), stdin=EN_CHAINS)
+    assert first == Command(("iptables-restore", "-w", "10", "--noflush"), stdin=EN_CHAINS)
     assert texts(jumps) == [
-        "iptables -w -t filter -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
-        "iptables -w -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-EN-PREROUTING",
-        "iptables -w -t mangle -I INPUT 1 -m comment --comment natf -j NATF-EN-INPUT",
-        "iptables -w -t mangle -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
-        "iptables -w -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t filter -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t filter -I FORWARD 1 -m comment --comment natf -j NATF-EN-FORWARD",
+        "iptables -w 10 -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-EN-PREROUTING",
+        "iptables -w 10 -t mangle -I INPUT 1 -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w 10 -t mangle -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
     ]
 
 
 def test_the_routers_commands() -> None:
     first, *rest = linux.router_rules(ROUTER)
-    assert first == Command(("iptables-restore", "-w", "--noflush"), stdin=ROUTER_CHAINS)
+    assert first == Command(("iptables-restore", "-w", "10", "--noflush"), stdin=ROUTER_CHAINS)
     assert texts(rest) == [
-        "iptables -w -t nat -I POSTROUTING 1 -m comment --comment natf -j NATF-RT-POSTROUTING",
-        "iptables -w -t filter -I FORWARD 1 -m comment --comment natf -j NATF-RT-FORWARD",
-        "iptables -w -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-RT-OUTPUT",
-        "iptables -w -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-RT-PREROUTING",
+        "iptables -w 10 -t nat -I POSTROUTING 1 -m comment --comment natf -j NATF-RT-POSTROUTING",
+        "iptables -w 10 -t filter -I INPUT 1 -m comment --comment natf -j NATF-RT-INPUT",
+        "iptables -w 10 -t filter -I FORWARD 1 -m comment --comment natf -j NATF-RT-FORWARD",
+        "iptables -w 10 -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-RT-OUTPUT",
+        "iptables -w 10 -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-RT-PREROUTING",
         "ip link set natf0 up mtu 1500",
         "ip -4 rule del priority 78 protocol 78",
         "ip -4 rule add iif natf0 lookup 78 priority 78 protocol 78",
@@ -97,7 +108,7 @@ def test_the_routers_commands() -> None:
 
 def test_each_jump_is_made_only_where_it_is_missing() -> None:
     jumps = [command for command in linux.en_rules(EN) + linux.router_rules(ROUTER) if "-I" in command.argv]
-    assert len(jumps) == 9
+    assert len(jumps) == 11
     for command in jumps:
         hook = command.argv.index("-I") + 1
         # The check is the same rule without its place.
@@ -114,28 +125,31 @@ def test_every_chain_has_its_jump_and_every_jump_its_chain() -> None:
                 filled.add((table, line[1:].split()[0]))
         for command in commands:
             if "-I" in command.argv:
-                jumped.add((command.argv[3], command.argv[-1]))
+                jumped.add((command.argv[4], command.argv[-1]))
         assert filled == jumped
 
 
 def test_undo_of_the_external_node() -> None:
     commands = linux.en_undo()
     assert texts(commands) == [
-        "iptables -w -t raw -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
-        "iptables -w -t raw -F NATF-EN-OUTPUT",
-        "iptables -w -t raw -X NATF-EN-OUTPUT",
-        "iptables -w -t mangle -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
-        "iptables -w -t mangle -F NATF-EN-OUTPUT",
-        "iptables -w -t mangle -X NATF-EN-OUTPUT",
-        "iptables -w -t mangle -D INPUT -m comment --comment natf -j NATF-EN-INPUT",
-        "iptables -w -t mangle -F NATF-EN-INPUT",
-        "iptables -w -t mangle -X NATF-EN-INPUT",
-        "iptables -w -t raw -D PREROUTING -m comment --comment natf -j NATF-EN-PREROUTING",
-        "iptables -w -t raw -F NATF-EN-PREROUTING",
-        "iptables -w -t raw -X NATF-EN-PREROUTING",
-        "iptables -w -t filter -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
-        "iptables -w -t filter -F NATF-EN-OUTPUT",
-        "iptables -w -t filter -X NATF-EN-OUTPUT",
+        "iptables -w 10 -t raw -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t raw -F NATF-EN-OUTPUT",
+        "iptables -w 10 -t raw -X NATF-EN-OUTPUT",
+        "iptables -w 10 -t mangle -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t mangle -F NATF-EN-OUTPUT",
+        "iptables -w 10 -t mangle -X NATF-EN-OUTPUT",
+        "iptables -w 10 -t mangle -D INPUT -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w 10 -t mangle -F NATF-EN-INPUT",
+        "iptables -w 10 -t mangle -X NATF-EN-INPUT",
+        "iptables -w 10 -t raw -D PREROUTING -m comment --comment natf -j NATF-EN-PREROUTING",
+        "iptables -w 10 -t raw -F NATF-EN-PREROUTING",
+        "iptables -w 10 -t raw -X NATF-EN-PREROUTING",
+        "iptables -w 10 -t filter -D FORWARD -m comment --comment natf -j NATF-EN-FORWARD",
+        "iptables -w 10 -t filter -F NATF-EN-FORWARD",
+        "iptables -w 10 -t filter -X NATF-EN-FORWARD",
+        "iptables -w 10 -t filter -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t filter -F NATF-EN-OUTPUT",
+        "iptables -w 10 -t filter -X NATF-EN-OUTPUT",
     ]
     assert {command.may_fail for command in commands} == {(1, 2)}
 
@@ -143,18 +157,21 @@ def test_undo_of_the_external_node() -> None:
 def test_undo_of_the_router() -> None:
     commands = linux.router_undo(table=78)
     assert texts(commands) == [
-        "iptables -w -t raw -D PREROUTING -m comment --comment natf -j NATF-RT-PREROUTING",
-        "iptables -w -t raw -F NATF-RT-PREROUTING",
-        "iptables -w -t raw -X NATF-RT-PREROUTING",
-        "iptables -w -t raw -D OUTPUT -m comment --comment natf -j NATF-RT-OUTPUT",
-        "iptables -w -t raw -F NATF-RT-OUTPUT",
-        "iptables -w -t raw -X NATF-RT-OUTPUT",
-        "iptables -w -t filter -D FORWARD -m comment --comment natf -j NATF-RT-FORWARD",
-        "iptables -w -t filter -F NATF-RT-FORWARD",
-        "iptables -w -t filter -X NATF-RT-FORWARD",
-        "iptables -w -t nat -D POSTROUTING -m comment --comment natf -j NATF-RT-POSTROUTING",
-        "iptables -w -t nat -F NATF-RT-POSTROUTING",
-        "iptables -w -t nat -X NATF-RT-POSTROUTING",
+        "iptables -w 10 -t raw -D PREROUTING -m comment --comment natf -j NATF-RT-PREROUTING",
+        "iptables -w 10 -t raw -F NATF-RT-PREROUTING",
+        "iptables -w 10 -t raw -X NATF-RT-PREROUTING",
+        "iptables -w 10 -t raw -D OUTPUT -m comment --comment natf -j NATF-RT-OUTPUT",
+        "iptables -w 10 -t raw -F NATF-RT-OUTPUT",
+        "iptables -w 10 -t raw -X NATF-RT-OUTPUT",
+        "iptables -w 10 -t filter -D FORWARD -m comment --comment natf -j NATF-RT-FORWARD",
+        "iptables -w 10 -t filter -F NATF-RT-FORWARD",
+        "iptables -w 10 -t filter -X NATF-RT-FORWARD",
+        "iptables -w 10 -t filter -D INPUT -m comment --comment natf -j NATF-RT-INPUT",
+        "iptables -w 10 -t filter -F NATF-RT-INPUT",
+        "iptables -w 10 -t filter -X NATF-RT-INPUT",
+        "iptables -w 10 -t nat -D POSTROUTING -m comment --comment natf -j NATF-RT-POSTROUTING",
+        "iptables -w 10 -t nat -F NATF-RT-POSTROUTING",
+        "iptables -w 10 -t nat -X NATF-RT-POSTROUTING",
         "ip -4 rule del priority 78 protocol 78",
         "ip -4 route flush table 78 proto 78",
     ]

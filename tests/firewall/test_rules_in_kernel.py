@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from natf_bsd.firewall import linux, runner
+from natf_bsd.config import RouterConfig
+from natf_bsd.divert import Divert
+from natf_bsd.errors import NatfError
+from natf_bsd.firewall import guard, linux, runner
 from natf_bsd.firewall.command import Command
+from natf_bsd.firewall.installed import clean_up
 from natf_bsd.firewall.runner import SysctlJournal
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
-from natf_bsd.types import parse_address
+from natf_bsd.types import Direction, Endpoint, Flow, Name, parse_address
+from natf_bsd.wire import build, message
 from tests import spaces
 
 pytestmark = [
@@ -136,7 +144,7 @@ def test_a_router_that_crashed_is_undone_from_its_marks_alone() -> None:
     assert host.state() == before
 
 
-@pytest.mark.parametrize("done", range(10))
+@pytest.mark.parametrize("done", range(12))
 def test_a_set_up_that_stopped_half_way_is_undone(done: int) -> None:
     stopped_half_way(done)
 
@@ -166,7 +174,7 @@ def test_changed_configuration_replaces_the_rules_in_place() -> None:
     host.apply(linux.en_rules(changed))
     saved = host.space.run("iptables-save")
     assert "240.0.0.0/8" not in saved
-    assert saved.count("241.0.0.0/8") == 3
+    assert saved.count("241.0.0.0/8") == 4
     assert saved.count("-j NATF-EN-OUTPUT") == 3
     host.undo(linux.en_undo())
     assert "NATF" not in host.space.run("iptables-save")
@@ -196,3 +204,121 @@ def test_a_host_that_can_be_a_router_passes_the_checks_and_others_hear_why_not()
         "rule priority 78 is taken",
         "routing table 78 is in use",
     ]
+
+
+@spaces.isolated
+def test_only_echo_requests_with_our_magic_reach_the_router() -> None:
+    """Also behind IP options, which shift it; an ordinary ping of 128 bytes never does."""
+    router, stranger = spaces.Space(), spaces.Space()
+    router.cable("wan", "203.0.113.1/24", stranger, "eth0", "203.0.113.2/24")
+    here, there = parse_address("203.0.113.2"), parse_address("203.0.113.1")
+    with router:
+        runner.apply(linux.router_rules(ROUTER)[:6])
+        control = Divert(8701, direction=Direction.IN)
+    flow = Flow(6, Endpoint(here, 1), Endpoint(there, 80))
+    request = message.pad(message.encode(message.Request(bytes(8), flow, Name("alice", "home.example.net"))))
+    with stranger:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    for payload in bytes(128), b"x" * 1400, b"x" * 100 + request, request[:64], request:
+        raw.sendto(bytes(build.icmp_echo(here, there, reply=False, ident=1, sequence=1, payload=payload))[20:], HERE)
+    raw.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1" * 40)
+    raw.sendto(bytes(build.icmp_echo(here, there, reply=False, ident=1, sequence=2, payload=request))[20:], HERE)
+    time.sleep(0.1)
+    found = control.recv_batch(10)
+    assert [(packet.data[0] & 15) * 4 for packet in found] == [20, 60]
+    assert all(request in packet.data for packet in found)
+
+
+HERE = ("203.0.113.1", 0)
+
+
+@spaces.isolated
+def test_a_forwarded_packet_to_the_prefix_is_refused_at_once() -> None:
+    host, behind = Host(), spaces.Space()
+    host.space.cable("lan", "192.168.0.1/24", behind, "eth0", "192.168.0.2/24")
+    behind.run("ip route add default via 192.168.0.1")
+    host.space.run("ip route add default via 203.0.113.2")
+    host.apply(linux.en_rules(EN))
+    with behind:
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.settimeout(10)
+    with pytest.raises(OSError, match="No route to host"):
+        client.connect(("240.0.51.82", 80))
+
+
+@spaces.isolated
+def test_the_rules_of_a_daemon_that_lives_are_found_whatever_its_run_dir() -> None:
+    host = Host()
+    other = linux.RouterFirewall("wan", HOME, control_queue=8702, mark=1, mask=1, tun="natf1", table=78)
+    with host.space:
+        control = Divert(8701, direction=Direction.IN)
+        runner.apply(linux.router_rules(ROUTER)[:6])
+        assert runner.check(linux.probe_router(ROUTER)) == [], "it reads its queue itself"
+        (problem,) = runner.check(linux.probe_router(other))
+        assert "natf router is running with another run_dir (process" in problem
+        assert "holds NFQUEUE 8701" in problem
+        with pytest.raises(NatfError, match="natf router is running"):
+            clean_up(RouterConfig(), {"en": Path("/run/a"), "router": Path("/run/b")})
+        assert "NATF-RT" in host.space.run("iptables-save")
+        control.close()
+        assert clean_up(RouterConfig(), {"en": Path("/run/a"), "router": Path("/run/b")}) == []
+    assert "NATF" not in host.space.run("iptables-save")
+
+
+HOME = parse_address("203.0.113.1")
+
+
+def look(host: Host, argv: tuple[str, ...]) -> guard.Listing:
+    with host.space:
+        done = runner.run_process(argv, None)
+    assert (done.status, done.stderr) == (0, "")
+    return guard.read(done.stdout)
+
+
+@spaces.isolated
+def test_the_guard_sees_what_others_do_to_a_router_and_a_second_set_up_mends_it() -> None:
+    host = Host()
+    with host.space:
+        bridge = NetfilterBridge("natf0")
+    host.apply(linux.router_rules(ROUTER))
+    listing = linux.router_look(ROUTER)
+    expected = look(host, listing)
+    assert [len(lines) for lines in expected.values()] == [18, 1, 1, 1, 1]
+    rules, policy, route, device = "firewall rules of natf", "ip rule", "route of the TUN device", "TUN device (not up)"
+    for spoil, changed in (
+        ("iptables -t filter -F FORWARD", [rules]),
+        ("iptables -t raw -F", [rules]),
+        ("iptables -t nat -D NATF-RT-POSTROUTING 1", [rules]),
+        ("nft flush ruleset", [rules]) if shutil.which("nft") else ("iptables -t nat -F", [rules]),
+        ("ip rule del priority 78", [policy]),
+        ("ip route flush table 78", [route]),
+        ("ip link set natf0 down", [route, device]),
+    ):
+        host.space.run(spoil)
+        assert guard.judge(expected, look(host, listing), HOME) == guard.Finding(tuple(changed), HOME)
+        host.apply(linux.router_rules(ROUTER))
+        assert look(host, listing) == expected
+    host.space.run("ip link set natf0 down")
+    host.space.run("ip link set natf0 up")
+    assert guard.judge(expected, look(host, listing), HOME).changed == (route,)
+    host.space.run("ip address add 203.0.113.7/24 dev wan")
+    assert guard.judge(expected, look(host, listing), HOME).address == HOME
+    host.space.run("ip address del 203.0.113.1/24 dev wan")
+    host.space.run("ip address replace 203.0.113.7/24 dev wan")
+    assert guard.judge(expected, look(host, listing), HOME).address == parse_address("203.0.113.7")
+    host.space.run("ip link del wan")
+    assert guard.judge(expected, look(host, listing), HOME).address is None
+    bridge.close()
+
+
+@spaces.isolated
+def test_the_guard_sees_what_others_do_to_an_external_node() -> None:
+    host = Host()
+    host.apply(linux.en_rules(EN))
+    expected = look(host, linux.en_look("wan"))
+    assert guard.judge(expected, look(host, linux.en_look("wan")), HOME) == guard.Finding((), HOME)
+    for table in "filter", "mangle", "raw":
+        host.space.run(f"iptables -t {table} -F")
+        assert guard.judge(expected, look(host, linux.en_look("wan")), HOME).changed == ("firewall rules of natf",)
+        host.apply(linux.en_rules(EN))
+        assert look(host, linux.en_look("wan")) == expected

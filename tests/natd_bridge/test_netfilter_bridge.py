@@ -30,6 +30,7 @@ G2 = parse_address("203.0.113.1")
 ALICE, BOB = "192.168.0.2", "192.168.0.3"
 EN = "203.0.113.10"
 PORT, LOCAL = 7000, 40000
+MAPPED = range(49152, 65536)
 
 # What homes have: hide the inside, let nothing in that was not asked for.
 HOME = """\
@@ -144,8 +145,9 @@ def test_a_pseudo_packet_comes_back_translated_and_nothing_leaves_the_router(pro
 def comes_back(protocol: Protocol) -> None:
     home = Home()
     wires = [sniffer(home.outside), sniffer(home.inside)]
-    assert home.mapping(protocol) == PORT
-    assert home.mapping(protocol) == PORT, "repeated before use"
+    outside = home.mapping(protocol)
+    assert outside in MAPPED, "no port a service of the router listens on"
+    assert home.mapping(protocol) == outside, "repeated before use"
     time.sleep(0.05)
     for wire in wires:
         with pytest.raises(BlockingIOError):
@@ -242,14 +244,68 @@ def test_two_inside_hosts_are_told_apart_by_their_ports() -> None:
     servers = {ALICE: home.udp_server(ALICE), BOB: home.udp_server(BOB)}
     client = home.udp()
     first, second = home.mapping(17, ALICE), home.mapping(17, BOB)
-    assert first == PORT
-    assert second != PORT
+    assert first != second
     for port, address in (first, ALICE), (second, BOB):
         client.sendto(address.encode(), ("203.0.113.1", port))
         data, source = servers[address].recvfrom(100)
         assert (data, source) == (address.encode(), (EN, LOCAL))
         servers[address].sendto(b"answer", source)
         assert client.recvfrom(100) == (b"answer", ("203.0.113.1", port))
+
+
+@spaces.isolated
+def test_nobodys_connections_to_a_service_of_the_router_can_be_taken_by_a_request_in_its_name() -> None:
+    home = Home()
+    home.listener()
+    with home.router:
+        service = socket.create_server(("203.0.113.1", PORT))
+    service.settimeout(5)
+    home.mapping(6)  # as a forged request from EN:LOCAL for alice's port of the same number would
+    home.tcp().connect(("203.0.113.1", PORT))
+    assert service.accept()[1] == (EN, LOCAL)
+
+
+@pytest.mark.parametrize("destination", [EN, BOB, "203.0.113.1"])
+def test_without_its_ip_rule_a_pseudo_packet_goes_nowhere(destination: str) -> None:
+    goes_nowhere(destination)
+
+
+@spaces.isolated
+def goes_nowhere(destination: str) -> None:
+    home = Home()
+    home.router.run("iptables -P FORWARD ACCEPT")
+    home.router.run("ip rule del priority 78")
+    for name in "all", "natf0":  # that stops it too where it is on
+        home.router.set(f"net/ipv4/conf/{name}/rp_filter", "0")
+    wires = [sniffer(home.outside), sniffer(home.inside)]
+    with home.router:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("", LOCAL))
+    wires.append(listener)
+    listener.setblocking(False)
+    flow = Flow(17, Endpoint(parse_address("192.168.0.9"), PORT), Endpoint(parse_address(destination), LOCAL))
+    home.bridge.write(pseudo.build(flow, 1, home.bridge.style))
+    time.sleep(0.05)
+    for wire in wires:
+        with pytest.raises(BlockingIOError):
+            wire.recv(2000)
+    assert home.bridge.read_batch() == []
+
+
+@spaces.isolated
+def test_nothing_of_others_goes_into_the_device() -> None:
+    home = Home()
+    home.router.run("iptables -P FORWARD ACCEPT")
+    home.router.run("ip route add 198.51.100.0/24 dev natf0")
+    with home.inside:
+        speaker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    time.sleep(0.05)
+    home.bridge.read_batch()  # what IPv6 said before it was switched off
+    before = home.bridge.counters["foreign"]
+    speaker.sendto(b"astray", ("198.51.100.1", 9))
+    time.sleep(0.05)
+    assert home.bridge.read_batch() == []
+    assert home.bridge.counters["foreign"] == before
 
 
 @spaces.isolated
@@ -267,15 +323,20 @@ def test_a_closed_port_inside_refuses_the_connection_and_the_datagram() -> None:
 @spaces.isolated
 def test_a_stray_packet_that_came_first_costs_the_port_but_not_the_mapping() -> None:
     home = Home()
-    stray, server = home.udp(), home.udp_server()
+    port = MAPPED[100]  # within the range netfilter keeps the port if it can
+    stray = home.udp()
+    with home.inside:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((ALICE, port))
+    server.settimeout(10)
     with home.router:  # somebody has to take it, else the kernel forgets it
         taker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    taker.bind(("", PORT))
+    taker.bind(("", port))
     taker.settimeout(5)
-    stray.sendto(b"stray", ("203.0.113.1", PORT))
+    stray.sendto(b"stray", ("203.0.113.1", port))
     taker.recv(100)
-    outside = home.mapping(17)
-    assert outside != PORT
+    outside = home.mapping(17, port=port)
+    assert outside != port
     stray.sendto(b"mapped", ("203.0.113.1", outside))
     assert server.recv(100) == b"mapped"
 
@@ -333,6 +394,16 @@ def test_a_write_to_a_device_that_is_down_is_counted_as_refused() -> None:
     flow = Flow(17, Endpoint(parse_address(ALICE), PORT), Endpoint(parse_address(EN), LOCAL))
     home.bridge.write(pseudo.build(flow, 1, home.bridge.style))
     assert home.bridge.counters["refused"] == 1
+
+
+@spaces.isolated
+def test_a_device_somebody_removed_is_said_in_words() -> None:
+    home = Home()
+    home.router.run("ip link del natf0")
+    with pytest.raises(NatfError, match="natf0 was removed"):
+        home.bridge.read_batch()
+    with pytest.raises(NatfError, match="natf0 was removed"):
+        home.bridge.write(bytes(60))
 
 
 @spaces.isolated
