@@ -25,9 +25,10 @@ _REQUEST_LENGTHS: Final = "156:65535"
 # The magic at the start of the ICMP data: 28 bytes in, up to 40 more with IP options. Whoever pings with 128 bytes and
 # more is answered by the kernel, not by us.
 _MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 92"
-# Mappings are made in the dynamic ports of RFC 6335, where the router has no service. Conntrack decides before INPUT
-# whose a packet is: with m = d a forged request could have taken a stranger's connections to the router's own port d.
-_MAPPED_PORTS: Final = "49152-65535"
+# Mappings are made in ports where a router has no service, above what Linux gives its own programs (32768 to 60999).
+# Conntrack decides before INPUT whose a packet is: with m = d a forged request could have taken a stranger's
+# connections to the router's own port d.
+_MAPPED_PORTS: Final = "61000-65535"
 # Seconds to wait for whoever holds the lock of iptables, far above any set-up of a firewall's rules.
 _WAIT: Final = ("-w", "10")
 _COMMENT: Final = ("-m", "comment", "--comment", "natf")
@@ -297,6 +298,8 @@ def _name(role: str, hook: str) -> str:
 def _jump(role: str, table: str, hook: str) -> Command:
     iptables = ("iptables", *_WAIT, "-t", table)
     target = (*_COMMENT, "-j", _name(role, hook))
+    # First, before anything that accepts or drops. The price: what a queue gives back goes on at the next hook, so a
+    # site's own rules behind ours in the same chain do not see it.
     return Command((*iptables, "-I", hook, "1", *target), unless=(*iptables, "-C", hook, *target))
 
 

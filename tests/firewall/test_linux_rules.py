@@ -53,8 +53,8 @@ ROUTER_CHAINS = """\
 COMMIT
 *nat
 :NATF-RT-POSTROUTING - [0:0]
--A NATF-RT-POSTROUTING -o natf0 -p tcp -j SNAT --to-source 203.0.113.1:49152-65535
--A NATF-RT-POSTROUTING -o natf0 -p udp -j SNAT --to-source 203.0.113.1:49152-65535
+-A NATF-RT-POSTROUTING -o natf0 -p tcp -j SNAT --to-source 203.0.113.1:61000-65535
+-A NATF-RT-POSTROUTING -o natf0 -p udp -j SNAT --to-source 203.0.113.1:61000-65535
 COMMIT
 *raw
 :NATF-RT-OUTPUT - [0:0]
