@@ -12,8 +12,7 @@ from natf_bsd.errors import NatfError
 
 @click.group(short_help="Figure 1 as network namespaces.")
 def lab() -> None:
-    """The paper's figure 1 as network namespaces: an external node, a NAT-f router, a name server, alice, bob and
-    eve."""
+    """The paper's figure 1 as network namespaces: an external node, a router, a name server, alice, bob and eve."""
 
 
 @lab.command()

@@ -25,8 +25,7 @@ class Question:
 
 
 def read_question(data: bytes, *, answer: bool) -> Question | None:
-    """The question of a query, or of an answer, with one; None for anything else, and for names no home domain can
-    have."""
+    """The one question of a query, or of an answer; None for anything else, and for names no home domain can have."""
     if len(data) < HEADER.size:
         return None
     ident, flags, questions, _, _, _ = HEADER.unpack_from(data)

@@ -116,9 +116,9 @@ class EnDaemon:
         self._loop.on_signal(signal.SIGUSR1, self._stop_for_restart)
 
     def _stop_for_restart(self) -> None:
-        """End, but let the rules stand: until the next daemon is there they refuse virtual addresses at once, and
-        keep the
-        kernel from answering a mapped connection's packets with a RST."""
+        """End, but let the rules stand: until the next daemon is there they refuse virtual addresses at once, and keep
+        the kernel from answering a mapped connection's packets with a RST.
+        """
         log.info("external node stops for a restart; its rules stay")
         self._installed.stay()
         self._loop.stop()

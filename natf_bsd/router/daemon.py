@@ -145,8 +145,7 @@ class RouterDaemon:
                 self._reload_act()
 
     def _reload_act(self) -> None:
-        """Take the file as it is now; a file with a fault leaves the table in force as it was, a removed one denies
-        all."""
+        """Take the file as it is now; with a fault in it the table in force stays, without it all is denied."""
         if not self._config.act.exists():
             self._core.act = AccessTable()
             log.error("%s is gone; every request is denied until it is back", self._config.act)
