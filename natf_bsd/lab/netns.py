@@ -1,7 +1,8 @@
 """Labs of Linux network namespaces, one a host, and one that holds the switches; as root or as an ordinary user.
 
 As root the namespaces are ordinary ones of ip-netns(8), named natf-HOST (natf-INSTANCE-HOST for another instance than
-the first). Without root, a holder process keeps a user namespace in which we are root, with a /run of its own: the same
+the first). Without root, a holder process keeps a user namespace in which we are root, with a /run of its own: the
+same
 commands work in there, and nothing of it shows outside.
 """
 
@@ -157,7 +158,8 @@ cd "$4" || exit 125
 shift 4
 exec "$@"
 """
-"""Gives one command its own resolv.conf and nsswitch.conf, in a mount namespace of its own: nothing is written to /etc.
+"""Gives one command its own resolv.conf and nsswitch.conf, in a mount namespace of its own: nothing is written to
+/etc.
 
 $1 mark, $2 more PATH, $3 directory of the files, $4 working directory, then the command.
 """
@@ -202,6 +204,8 @@ class NetnsPlatform:
             self._start_holder()
         for host in topology.hosts:
             self._write_etc(host, topology)
+        if self._direct and not _netns_is_mounted():
+            self._first_use.write_text("there" if NETNS_DIR.exists() else "absent")
         runner.apply(set_up(topology, self.location), self._run)
 
     def down(self, topology: Topology) -> None:
@@ -211,10 +215,29 @@ class NetnsPlatform:
         ]
         _end(lambda: self._pids(ours))
         failures = runner.undo(tear_down(topology, self.location, existing), self._run)
-        if not self._direct:
+        if self._direct:
+            self._undo_first_use()
+        else:
             self._end_holder()
         if failures:
             raise NatfError("\n".join(map(str, failures)))
+
+    @property
+    def _first_use(self) -> Path:
+        """Exists if this lab was the first on the machine to use ip-netns(8), and says whether its directory was
+        there."""
+        return self.run_dir / "first-use-of-netns"
+
+    def _undo_first_use(self) -> None:
+        """ip-netns(8) mounts its directory on itself when first used, and leaves that. If nobody uses it now, take
+        it back."""
+        if not self._first_use.exists() or self._namespaces():
+            return
+        if _netns_is_mounted():
+            runner.apply([Command(("umount", str(NETNS_DIR)))], self._run)
+        if self._first_use.read_text() == "absent":
+            with contextlib.suppress(OSError):
+                NETNS_DIR.rmdir()
 
     def is_up(self, topology: Topology) -> bool:
         names = (SWITCH, *(host.name for host in topology.hosts))
@@ -323,6 +346,12 @@ def missing_tools() -> str | None:
         return None
     packages = " ".join(dict.fromkeys(missing.values()))
     return f"missing: {', '.join(missing)} (Debian: apt-get install {packages})"
+
+
+def _netns_is_mounted() -> bool:
+    """Path.is_mount does not see a directory mounted on itself."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(NETNS_DIR) for line in lines)
 
 
 def _is_true_root() -> bool:

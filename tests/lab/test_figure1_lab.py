@@ -321,3 +321,21 @@ def test_the_same_without_root() -> None:
     done = as_user("-m", "pytest", "-p", "no:cacheprovider", "-q", *tests)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(WITHOUT_ROOT)} passed" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's labs use the machine's own /run/netns")
+def test_what_ip_netns_mounts_at_its_first_use_is_taken_back() -> None:
+    """On a /run of its own, which nobody has used yet: a new machine's."""
+    python = "from natf_bsd.lab.figure1 import Figure1Lab as L; l = L('first'); l.up(); print(l.is_up()); l.down()"
+    begin = "umount -l /run/netns 2>/dev/null; mount -t tmpfs run /run"
+    end = '! grep " /run/netns " /proc/self/mountinfo && test ! -e /run/netns && test ! -e /run/natf-lab'
+    script = f'{begin} && "$0" -c "{python}" && {end}'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, sys.executable],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True"]), done.stdout + done.stderr

@@ -21,6 +21,7 @@ from natf_bsd.lab.fabric import EN, ROUTER, Fabric
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Direction, Endpoint, Name, Packet, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
+from tests.mutation import mutated
 
 DATAGRAMS = 100_000
 """To each of the four inputs (issue 2)."""
@@ -119,26 +120,6 @@ def inbound_corpus() -> list[bytes]:
         fabric.en_sends(build.udp(Endpoint(EN, s), Endpoint(relation.virtual, 5000), b"hello"))
     fabric.run(2)
     return [bytes(data) for data in found] + [data for _, data in fabric.wire_log]
-
-
-def mutated(rng: random.Random, data: bytes) -> bytes:
-    """`data` itself, or with some bytes changed, cut off, doubled, or all of them random."""
-    dice = rng.random()
-    if dice < 0.3 or not data:
-        return data
-    spoilt = bytearray(data)
-    size = len(spoilt)
-    if dice < 0.75:
-        for _ in range(1 + int(rng.random() * 3)):
-            spoilt[int(rng.random() * size)] = int(rng.random() * 256)
-    elif dice < 0.87:
-        del spoilt[int(rng.random() * size) :]
-    elif dice < 0.95:
-        at = int(rng.random() * size)
-        spoilt[at:at] = spoilt[at : at + 16]
-    else:
-        return rng.randbytes(int(rng.random() * 120))
-    return bytes(spoilt)
 
 
 class Fuzzer:

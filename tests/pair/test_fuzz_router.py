@@ -18,6 +18,7 @@ from natf_bsd.router.rates import BURST_SECONDS
 from natf_bsd.tables import act
 from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
+from tests.mutation import mutated
 
 DATAGRAMS = 100_000
 """To each of the two inputs (issue 2)."""
@@ -57,26 +58,6 @@ def fabric_corpus() -> list[bytes]:
     fabric.run(2)
     assert len(fabric.en.vat) == 40
     return [data for _, data in fabric.wire_log]
-
-
-def mutated(rng: random.Random, data: bytes) -> bytes:
-    """`data` itself, or with some bytes changed, cut off, doubled, or all of them random."""
-    dice = rng.random()
-    if dice < 0.3 or not data:
-        return data
-    spoilt = bytearray(data)
-    size = len(spoilt)
-    if dice < 0.8:
-        for _ in range(1 + int(rng.random() * 3)):
-            spoilt[int(rng.random() * size)] = int(rng.random() * 256)
-    elif dice < 0.88:
-        del spoilt[int(rng.random() * size) :]
-    elif dice < 0.95:
-        at = int(rng.random() * size)
-        spoilt[at:at] = spoilt[at : at + 16]
-    else:
-        return rng.randbytes(int(rng.random() * 160))
-    return bytes(spoilt)
 
 
 class Fuzzer:
