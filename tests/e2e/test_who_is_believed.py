@@ -24,7 +24,7 @@ FOLLOWED = 30.0  # s; the daemon looks at resolv.conf every ten
 
 ASK = """
 import contextlib, os, socket, sys
-import dns.message
+import dns.message, dns.rdtypes.IN.A  # both now: as another user it may not be able to read them
 server, name, user = sys.argv[1:]
 with contextlib.suppress(OSError):  # in a user namespace there is one user only
     os.setuid(int(user))

@@ -247,7 +247,10 @@ def test_a_name_is_not_restored_under_a_second_address():
 
 
 class NameMachine(RuleBasedStateMachine):
-    """An address means one name from its first answer until an hour after its last TTL and its last flow."""
+    """An address means one name from its first answer until an hour after its last TTL and its last flow.
+
+    Unless the name never had a flow and its TTL is over: then, and only where there is no other room, it gives way.
+    """
 
     def __init__(self):
         super().__init__()
@@ -255,18 +258,32 @@ class NameMachine(RuleBasedStateMachine):
         self.table = NameTable(Colliding(), maximum=8)
         self.promised: dict[bytes, tuple[Name, float]] = {}
         self.flows: list = []
+        self.used: set[Name] = set()
+        self.ttl_ends: dict[Name, float] = {}
+
+    def may_give_way(self, name):
+        return name not in self.used and self.ttl_ends[name] <= self.now
 
     @rule(number=st.integers(0, 12), ttl=st.integers(0, 100_000))
     def learn(self, number, ttl):
         name = Name(f"h{number}", "example.net")
+        full = len(self.table) == 8
         try:
             relation = self.table.learn(name, [G2], ttl, self.now)
         except TableFull:
-            assert len(self.table) == 8
+            assert full
+            assert not any(self.may_give_way(keeper) for keeper, _ in self.promised.values())
             return
-        keeper, _ = self.promised.get(relation.virtual, (name, 0.0))
-        assert keeper == name
-        self.promise(relation, self.now + min(max(ttl, 60), 86400))
+        for virtual, (keeper, _) in list(self.promised.items()):
+            there = self.table.by_virtual(virtual)
+            if there is None or there.name != keeper:
+                assert full
+                assert self.may_give_way(keeper)
+                del self.promised[virtual]
+                self.ttl_ends.pop(keeper)
+        ttl_end = self.now + min(max(ttl, 60), 86400)
+        self.ttl_ends[name] = max(self.ttl_ends.get(name, 0.0), ttl_end)
+        self.promise(relation, ttl_end)
 
     def promise(self, relation, until):
         _, before = self.promised.get(relation.virtual, (relation.name, 0.0))
@@ -278,6 +295,7 @@ class NameMachine(RuleBasedStateMachine):
         relation = data.draw(st.sampled_from(list(self.table)))
         self.table.acquire(relation)
         self.flows.append(relation)
+        self.used.add(relation.name)
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
@@ -293,6 +311,9 @@ class NameMachine(RuleBasedStateMachine):
             self.table.expire(self.now, limit=2)
         live = {relation.virtual for relation in self.flows}
         self.promised = {v: p for v, p in self.promised.items() if p[1] > self.now or v in live}
+        kept = {name for name, _ in self.promised.values()}
+        self.used &= kept
+        self.ttl_ends = {name: end for name, end in self.ttl_ends.items() if name in kept}
 
     @invariant()
     def promises_are_kept(self):
