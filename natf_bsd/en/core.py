@@ -100,7 +100,7 @@ class EnCore:
         entry = self.vat.by_out(key)
         if entry is None:
             return self._first_packet(packet, key, now)
-        flags = wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0
+        flags = wire.tcp_flags(data)
         if (flags & _SYN_ACK == wire.TCP_SYN and entry.state is not TcpState.OPENING) or (
             key in self._unconfirmed and entry.state is not TcpState.ESTABLISHED
         ):
@@ -142,7 +142,7 @@ class EnCore:
         flow = wire.flow_of(packet.data)
         if flow is None:
             return self._drop(packet, "out.drop.malformed")
-        if flow.protocol == Protocol.TCP and wire.tcp_flags(packet.data) & wire.TCP_RST:
+        if wire.tcp_flags(packet.data) & wire.TCP_RST:
             return self._drop(packet, "out.drop.stray_reset")
         relation = self.names.by_virtual(flow.destination.address)
         if relation is None:
@@ -209,9 +209,9 @@ class EnCore:
     def _mapped(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> list[Effect]:
         """Make or renew the flow's VAT entry and let its held packets go."""
         packets = self.held.take(flow.key)
-        if not packets and self.vat.by_out(flow.key) is None:
-            return []  # the flow ended while it was being renewed
         known = self.vat.by_out(flow.key)
+        if not packets and known is None:
+            return []  # the flow ended while it was being renewed
         changed = known is None or (known.mapped, known.lifetime, known.direct) != (mapped, lifetime, direct)
         try:
             entry = self._entry(flow, mapped, lifetime, direct, now)
@@ -219,7 +219,7 @@ class EnCore:
             return self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
         effects: list[Effect] = []
         for packet in packets:
-            entry.note_out(wire.tcp_flags(packet.data) if flow.protocol == Protocol.TCP else 0, now)
+            entry.note_out(wire.tcp_flags(packet.data), now)
             entry.out_rewrite.apply(packet.data)
             self.counters.add("out.sent.released")
             effects.append(Send(packet))
@@ -284,7 +284,7 @@ class EnCore:
         entry = self.vat.by_in(key)
         if entry is None:
             return self._inbound_unknown(packet)
-        entry.note_in(wire.tcp_flags(data) if entry.flow.protocol == Protocol.TCP else 0, now)
+        entry.note_in(wire.tcp_flags(data), now)
         entry.in_rewrite.apply(data)
         self.counters.add("in.sent.translated")
         effects: list[Effect] = [Send(packet)]

@@ -146,14 +146,14 @@ class RouterDaemon:
 
     def _reload_act(self) -> None:
         """Take the file as it is now; with a fault in it the table in force stays, without it all is denied."""
-        if not self._config.act.exists():
-            self._core.act = AccessTable()
-            log.error("%s is gone; every request is denied until it is back", self._config.act)
-            return
         try:
             self._core.act = self._act.load()
         except NatfError as error:
-            log.error("%s; the previous access control table stays in force", error)
+            if self._config.act.exists():
+                log.error("%s; the previous access control table stays in force", error)
+            else:
+                self._core.act = AccessTable()
+                log.error("%s is gone; every request is denied until it is back", self._config.act)
             return
         log.info("access control table of %d hosts in force", len(self._core.act))
 

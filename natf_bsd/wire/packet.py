@@ -36,6 +36,7 @@ _ENDS = struct.Struct("!BH4s4s2s2s")
 _PORTS = struct.Struct("!2s2s")
 _LENGTHS = struct.Struct("!BxH")
 _KEY = struct.Struct("!4s4sHHB")
+_TCP = int(Protocol.TCP)  # a plain number, for the per-packet path
 _WORD = struct.Struct("!H")
 _KEY_ENDS = {int(Protocol.TCP): bytes([Protocol.TCP]), int(Protocol.UDP): bytes([Protocol.UDP])}
 
@@ -109,9 +110,9 @@ def flow_of(data: bytes | bytearray) -> Flow | None:
 
 
 def tcp_flags(data: bytes | bytearray) -> int:
-    """The TCP flag byte of a TCP packet; 0 when the packet ends before it (a tiny first fragment)."""
+    """The TCP flag byte; 0 when the packet ends before it (a tiny first fragment), and for every other protocol."""
     at = header_length(data) + 13
-    return data[at] if at < len(data) else 0
+    return data[at] if at < len(data) and data[9] == _TCP else 0
 
 
 def tcp_sequence(data: bytes | bytearray) -> int:

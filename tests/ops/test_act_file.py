@@ -222,3 +222,16 @@ def test_a_file_that_goes_and_comes_is_noticed_each_time(path):
     assert not watched.changed()
     path.write_text(TEXT)
     assert watched.changed()
+
+
+def test_a_file_that_is_gone_is_a_change_once(tmp_path):
+    """The daemon looks every second, and says it once."""
+    path = tmp_path / "act"
+    path.write_text("alice 192.168.0.2 allow\n")
+    act = ActFile(path)
+    act.load()
+    path.unlink()
+    assert act.changed()
+    with pytest.raises(NatfError):
+        act.load()
+    assert not act.changed()

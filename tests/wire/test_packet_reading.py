@@ -135,3 +135,8 @@ def test_tcp_fields_that_a_tiny_fragment_lacks_are_zero() -> None:
     data = build.tcp(EN, ALICE, flags=packet.TCP_RST, sequence=0x07070707)
     assert (packet.tcp_flags(data[:34]), packet.tcp_sequence(data[:28])) == (packet.TCP_RST, 0x07070707)
     assert (packet.tcp_flags(data[:33]), packet.tcp_sequence(data[:27])) == (0, 0)
+
+
+def test_only_tcp_has_tcp_flags():
+    data = build.udp(Endpoint(bytes((192, 0, 2, 1)), 1), Endpoint(bytes((192, 0, 2, 2)), 2), b"\xff" * 20)
+    assert packet.tcp_flags(data) == 0
