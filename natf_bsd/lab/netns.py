@@ -369,10 +369,15 @@ def _run(argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
 
 
 def _end(find: Callable[[], set[int]]) -> None:
-    """End what `find` finds, by SIGTERM, then by SIGKILL; NatfError when something outlives that."""
-    _signal(find(), signal.SIGTERM)
+    """End what `find` finds, by SIGTERM, then by SIGKILL; NatfError when something outlives that.
+
+    What enters the lab only now (`ip netns exec` on its way) is asked in its turn, not killed unasked.
+    """
+    asked: set[int] = set()
     start = time.monotonic()
     while pids := find():
+        _signal(pids - asked, signal.SIGTERM)
+        asked |= pids
         waited = time.monotonic() - start
         if waited > _TERM_GRACE + _KILL_GRACE:
             raise NatfError(f"processes {sorted(pids)} of the lab do not end, not even by SIGKILL")

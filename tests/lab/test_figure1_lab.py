@@ -193,9 +193,13 @@ def test_down_leaves_nothing(own: Figure1Lab) -> None:
 def test_root_gets_namespaces_for_ip_netns(own: Figure1Lab) -> None:
     own.up()
     assert f"natf-{NAME}-alice" in traces(NAME)["namespaces"]  # type: ignore[operator]
-    shell = subprocess.Popen(["ip", "netns", "exec", f"natf-{NAME}-alice", "sleep", "1000"])
-    own.down()
-    assert shell.wait() == -signal.SIGTERM
+    program = ["sh", "-c", "echo inside; exec sleep 1000"]
+    command = ["ip", "netns", "exec", f"natf-{NAME}-alice", *program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "inside\n"
+        own.down()
+        assert shell.wait() == -signal.SIGTERM
 
 
 def test_down_after_the_maker_was_killed(own: Figure1Lab) -> None:
