@@ -1,7 +1,6 @@
 """A plan in force: what is undone, whichever way it ends."""
 
 import logging
-import os
 import sys
 
 import pytest
@@ -102,7 +101,6 @@ def test_a_command_runs_beyond_the_reach_of_the_terminal():
     """A second Ctrl-C must not cut off the undoing."""
     done = runner.run_process((sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"), None)
     assert (done.status, done.stdout) == (0, "True\n")
-    assert os.getsid(0) != 0
 
 
 def test_a_program_that_is_not_there_has_status_127():
