@@ -13,6 +13,10 @@ class NatfError(Exception):
     """Something the user can act on; the text says what and how."""
 
 
+class RestartNeeded(NatfError):
+    """What a daemon has opened no longer fits the host; whoever supervises it starts it again."""
+
+
 class ConfigError(NatfError):
     """A bad line in a file the user writes: `path:line: what was found, what was expected`."""
 

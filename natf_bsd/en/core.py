@@ -346,6 +346,11 @@ class EnCore:
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
+    def routers(self) -> frozenset[Address]:
+        """Those whose packets may be a flow's, now or when a program uses a name it knows."""
+        named = {router for relation in self.names for router in relation.routers}
+        return frozenset(named | {entry.mapped.address for entry in self.vat})
+
     def negotiations(self) -> Iterator[Negotiation]:
         """Those under way."""
         return iter(self._negotiations)

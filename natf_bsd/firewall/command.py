@@ -35,7 +35,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A kernel setting, named by its path under /proc/sys ("net/ipv4/ip_forward"); sysctl(8) takes that too.
+    """A kernel setting; on Linux by its path under /proc/sys ("net/ipv4/ip_forward"), which sysctl(8) takes too.
 
     `optional`: a kernel without it needs no setting (no IPv6, for instance).
     """
@@ -45,7 +45,7 @@ class Sysctl:
     optional: bool = False
 
     def shell(self) -> str:
-        return shlex.join(["sysctl", "-w", f"{self.name}={self.value}"])
+        return shlex.join(["sysctl", f"{self.name}={self.value}"])
 
 
 Judge: TypeAlias = Callable[[int, str], str | None]

@@ -22,6 +22,7 @@ from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
 from natf_bsd.lab.topology import Host, Interface, Nat, Topology
+from natf_bsd.ops.process import Completed, run_process
 
 SWITCH = "net"
 """The namespace of the switches, as if it were a host."""
@@ -289,7 +290,7 @@ class NetnsPlatform:
             return NETNS_DIR
         return Path(f"/proc/{self._holder() or 0}/root{NETNS_DIR}")
 
-    def _run(self, argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
+    def _run(self, argv: tuple[str, ...], stdin: str | None) -> Completed:
         return _run((*self._enter(), *argv), stdin)
 
     def _enter(self) -> tuple[str, ...]:
@@ -363,9 +364,9 @@ def _search_path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_DIRS}"
 
 
-def _run(argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
-    """runner.run_process with the system's directories on the PATH, of what `argv` starts in turn too."""
-    return runner.run_process(("env", f"PATH={_search_path()}", *argv), stdin)
+def _run(argv: tuple[str, ...], stdin: str | None) -> Completed:
+    """run_process with the system's directories on the PATH, of what `argv` starts in turn too."""
+    return run_process(("env", f"PATH={_search_path()}", *argv), stdin)
 
 
 def _end(find: Callable[[], set[int]]) -> None:

@@ -106,6 +106,12 @@ class NetfilterBridge:
             self._lifetimes[protocol] = min(announced, *(_setting(*setting) for setting in settings.items()))
         return self._lifetimes[protocol]
 
+    def next_deadline(self) -> float | None:
+        return None
+
+    def tick(self, now: float) -> None:
+        return
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

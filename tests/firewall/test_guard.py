@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.errors import NatfError
+from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall import guard, linux, plan
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.guard import Guard, judge, read
 from natf_bsd.firewall.installed import Installed
+from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.types import parse_address
 
@@ -112,10 +113,12 @@ class Site:
         self.asked: list[Interface] = []
         self.alarms = 0
         self.loop = OneLoop()
+        self.interface = WAN
+        self.listings: list[guard.Listing] = []
+        self.moved = False
         self.guard = Guard(
-            Installed(self.make(WAN), folder).__enter__(),
-            self.make,
-            WAN,
+            Installed(self.plan(WAN), folder, ProcSys(folder)).__enter__(),
+            self,
             self.loop,  # type: ignore[arg-type]
             alarm=lambda: self.alarms,
         )
@@ -123,9 +126,14 @@ class Site:
         self.loop.turn()
         self.asked.clear()
 
-    def make(self, interface: Interface) -> plan.Plan:
+    def plan(self, interface: Interface) -> plan.Plan:
         self.asked.append(interface)
+        if self.moved:
+            raise RestartNeeded("the NAT rule has another number")
         return plan.Plan("router", [], [self.repair], [], [], self.look)
+
+    def looked(self, found: guard.Listing, now: float) -> None:
+        self.listings.append(found)
 
     def looks(self, now: float) -> None:
         self.guard.tick(now)
@@ -242,12 +250,38 @@ def test_an_alarm_makes_it_look_at_once_but_not_all_the_time(site: Site) -> None
 
 
 def test_a_first_look_that_fails_is_an_error(tmp_path: Path) -> None:
-    def make(interface: Interface) -> plan.Plan:
-        return plan.Plan("en", [], [], [], [], ("sh", "-c", "echo no iptables >&2; exit 3"))
+    class Blind:
+        interface = WAN
 
-    installed = Installed(make(WAN), tmp_path)
+        def plan(self, interface: Interface) -> plan.Plan:
+            return plan.Plan("en", [], [], [], [], ("sh", "-c", "echo no iptables >&2; exit 3"))
+
+        def looked(self, found: guard.Listing, now: float) -> None:
+            raise AssertionError("nothing was found")
+
+    installed = Installed(Blind().plan(WAN), tmp_path, ProcSys(tmp_path))
     with pytest.raises(NatfError, match=r"cannot be listed \(status 3\): no iptables"):
-        Guard(installed, make, WAN, OneLoop())  # type: ignore[arg-type]
+        Guard(installed, Blind(), OneLoop())  # type: ignore[arg-type]
+
+
+def test_everything_found_is_shown_to_the_side(site: Site) -> None:
+    site.looks(110.0)
+    assert site.listings[-1] == guard.read(GOOD)
+
+
+def test_asked_to_look_now_it_heals_before_it_answers(site: Site) -> None:
+    assert site.guard.look_now() is False
+    site.state.write_text(f"# address\n{ADDRESS}")
+    assert site.guard.look_now() is True
+    assert site.state.read_text() == GOOD
+
+
+def test_what_no_repair_can_mend_ends_the_daemon(site: Site) -> None:
+    """Its supervisor starts it again, and it then opens what fits."""
+    site.moved = True
+    site.state.write_text(f"# address\n{ADDRESS}")
+    with pytest.raises(RestartNeeded):
+        site.looks(110.0)
 
 
 def test_what_is_listed_of_each_role() -> None:

@@ -183,4 +183,4 @@ def test_a_command_shows_as_shell_text_that_does_the_same() -> None:
     assert Command(("ip", "rule", "del"), may_fail=(2,)).shell() == "ip rule del || true"
     assert Command(("cat",), stdin="a b\n").shell() == "cat <<'END'\na b\nEND"
     assert Command(("echo", "two words")).shell() == "echo 'two words'"
-    assert Sysctl("net/ipv4/ip_forward", "1").shell() == "sysctl -w net/ipv4/ip_forward=1"
+    assert Sysctl("net/ipv4/ip_forward", "1").shell() == "sysctl net/ipv4/ip_forward=1"

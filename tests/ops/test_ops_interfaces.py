@@ -89,8 +89,8 @@ def test_no_default_route_says_what_to_do(kernel):
 
 
 def test_another_system_is_told_so(monkeypatch):
-    monkeypatch.setattr(interfaces.sys, "platform", "freebsd14")
-    with pytest.raises(NatfError, match="interfaces of freebsd14 cannot be read yet"):
+    monkeypatch.setattr(interfaces.sys, "platform", "plan9")
+    with pytest.raises(NatfError, match="interfaces of plan9 cannot be read: natf runs on FreeBSD and Linux"):
         outer_interface(None)
 
 

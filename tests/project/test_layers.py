@@ -23,6 +23,8 @@ LAYERS = (
     "en router",
     "divert natd_bridge ops",
     "firewall",
+    "platforms",
+    "en.node router.node",
     "en.daemon router.daemon",
     "lab",
     "cli",
