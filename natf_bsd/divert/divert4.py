@@ -197,6 +197,39 @@ class DivertBackend:
                 return
 
 
+class DivertWriter:
+    """A divert socket that is bound to no port: it writes packets of our own making (`own_packet`), wherever they are
+    to go on, and never reads. NatfError as `DivertBackend`."""
+
+    def __init__(self, *, calls: SystemCalls | None = None) -> None:
+        self._calls = calls or Libc()
+        self._counters = Counter(dict.fromkeys(["sent", *_REFUSALS.values()], 0))
+        self._descriptor = _socket(self._calls, "divert socket")
+
+    def send(self, packet: Packet) -> None:
+        """Write it; what the kernel will not take is counted, not raised."""
+        place, _ = cast("tuple[bytes, bytes]", packet.token)
+        try:
+            self._calls.sendto(self._descriptor, bytes(packet.data), place)
+        except OSError as error:
+            reason = _REFUSALS.get(error.errno or 0)
+            if reason is None:
+                raise
+            self._counters[reason] += 1
+        else:
+            self._counters["sent"] += 1
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            self._calls.close(self._descriptor)
+        self._descriptor = -1
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`sent`, and what the kernel would not take as in `DivertBackend.counters`."""
+        return dict(self._counters)
+
+
 def may_answer(original: bytes) -> bool:
     """Whether the beginning of a packet allows an ICMP error about it (RFC 1122 3.2.2), and it must not be cut up."""
     if len(original) < 20 or original[0] >> 4 != 4 or not original[6] & _DONT_FRAGMENT:
@@ -213,7 +246,7 @@ def may_answer(original: bytes) -> bool:
 def _open(calls: SystemCalls, host: Host, port: int) -> int:
     """A divert socket bound to `port`, with a large receive buffer."""
     address = sockaddr.bind_address(port)
-    descriptor = _socket(calls, port)
+    descriptor = _socket(calls, f"divert port {port}")
     try:
         with suppress(OSError):
             calls.setsockopt(descriptor, _SOL_SOCKET, _SO_RERROR, 1)  # ENOPROTOOPT before 13
@@ -225,17 +258,17 @@ def _open(calls: SystemCalls, host: Host, port: int) -> int:
     return descriptor
 
 
-def _socket(calls: SystemCalls, port: int) -> int:
+def _socket(calls: SystemCalls, name: str) -> int:
     for domain, protocol in _FORMS:
         try:
             return calls.socket(domain, _SOCK_RAW, protocol)
         except PermissionError:
-            raise NatfError(f"divert port {port}: not permitted: {_needed_privilege()}") from None
+            raise NatfError(f"{name}: not permitted: {_needed_privilege()}") from None
         except OSError as error:
             if error.errno not in _NO_MODULE:
-                raise NatfError(f"divert port {port}: {error.strerror}") from None
+                raise NatfError(f"{name}: {error.strerror}") from None
     raise NatfError(
-        f"divert port {port}: this kernel has no divert sockets: `kldload ipdivert`, for a jail on its host (before "
+        f"{name}: this kernel has no divert sockets: `kldload ipdivert`, for a jail on its host (before "
         "FreeBSD 14 this loads ipfw too, which then denies everything unless net.inet.ip.fw.default_to_accept=1 is in "
         "/boot/loader.conf)"
     )
