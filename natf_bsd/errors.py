@@ -1,4 +1,4 @@
-"""Every exception natf_bsd raises on purpose.
+"""Exceptions that more than one part of natf_bsd raises or catches; those of one part stand beside what raises them.
 
 `NatfError` is what a command turns into one line on standard error. `WireError` is the only exception a parser of
 outside bytes raises: it never ends a daemon, it is counted.

@@ -95,6 +95,10 @@ def is_ours(packet: Packet) -> bool:
     """Whether it is an echo reply that carries NAT-f's magic: an answer, or the mirror of a request of ours."""
     data = packet.data
     at = wire.header_length(data)
-    if wire.protocol(data) != Protocol.ICMP or wire.is_later_fragment(data) or data[at : at + 1] != bytes([_ECHO_REPLY]):
+    if (
+        wire.protocol(data) != Protocol.ICMP
+        or wire.is_later_fragment(data)
+        or data[at : at + 1] != bytes([_ECHO_REPLY])
+    ):
         return False
     return message.is_natf(data[at + _ICMP_HEADER :])

@@ -71,7 +71,7 @@ class _Refusal:
 
 
 class Refusals:
-    """Flows refused lately."""
+    """Flows refused lately, about 600 bytes each."""
 
     def __init__(self, maximum: int = 16384) -> None:
         self._table: Table[_Refusal] = Table(maximum, {"flow": lambda refusal: refusal.key})

@@ -24,7 +24,7 @@ RULE_PRIORITY: Final = 78  # before the main table's 32766
 _REQUEST_LENGTHS: Final = "156:65535"
 # The magic at the start of the ICMP data: 28 bytes in, up to 40 more with IP options. Whoever pings with 128 bytes and
 # more is answered by the kernel, not by us.
-_MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 92"
+_MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 72"
 # Mappings are made in ports where a router has no service, above what Linux gives its own programs (32768 to 60999).
 # Conntrack decides before INPUT whose a packet is: with m = d a forged request could have taken a stranger's
 # connections to the router's own port d.

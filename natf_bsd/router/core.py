@@ -2,7 +2,7 @@
 
 A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet
 is written to the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept
-for a stranger but the request at the NAT.
+for a stranger but the request at the NAT and, until it is whole again, its share of mappings a second (`rates`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class RouterCore:
     @property
     def pending(self) -> int:
         return len(self._pending)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """What full tables did not take."""
+        return {"pending": self._pending.refused, "sources": self._rates.refused}
 
     def handle_request(self, packet: Packet, now: float) -> list[Effect]:
         """An echo request to this router: a NAT-f request is answered, an ordinary ping handed back to the kernel."""

@@ -99,23 +99,30 @@ class RouterDaemon:
                 self._reload_act()
 
     def _reload_act(self) -> None:
-        """Take the file as it is now; with a fault in it the table in force stays, without it all is denied."""
+        """Nobody waits for an answer: what is wrong goes to the log."""
+        try:
+            self._take_act()
+        except NatfError as error:
+            log.error("%s", error)
+
+    def _reload(self, request: dict[str, Any]) -> dict[str, object]:
+        """`firewall`: also look at the rules now, because somebody has just set the firewall anew."""
+        self._take_act()
+        healed = bool(request.get("firewall")) and self._guard.look_now()
+        return {"hosts": len(self._core.act), "healed": healed}
+
+    def _take_act(self) -> None:
+        """Take the file as it is now; with a fault in it the table in force stays, without it all is denied. Either is
+        a NatfError: `ActFile` tells of a change once only.
+        """
         try:
             self._core.act = self._act.load()
         except NatfError as error:
             if self._config.act.exists():
-                log.error("%s; the previous access control table stays in force", error)
-            else:
-                self._core.act = AccessTable()
-                log.error("%s is gone; every request is denied until it is back", self._config.act)
-            return
+                raise NatfError(f"{error}; the previous access control table stays in force") from None
+            self._core.act = AccessTable()
+            raise NatfError(f"{self._config.act} is gone; every request is denied until it is back") from None
         log.info("access control table of %d hosts in force", len(self._core.act))
-
-    def _reload(self, request: dict[str, Any]) -> dict[str, object]:
-        """`firewall`: also look at the rules now, because somebody has just set the firewall anew."""
-        self._core.act = self._act.load()
-        healed = bool(request.get("firewall")) and self._guard.look_now()
-        return {"hosts": len(self._core.act), "healed": healed}
 
     def _status(self, request: dict[str, Any]) -> dict[str, object]:
         return {
@@ -134,6 +141,7 @@ class RouterDaemon:
                 for entry in self._core.act
             ],
             "pending": self._core.pending,
+            "refused": self._core.refused,
             "counters": self._core.counters.snapshot(),
             "handles": self._node.counters | {"guard": self._guard.counters},
             "trace": self._node.trace.snapshot(),

@@ -11,7 +11,7 @@ from natf_bsd.types import Address
 BURST_SECONDS = 5
 """A source may save up this many seconds of its rate: a browser opens a page's connections all at once."""
 
-MAXIMUM_SOURCES = 65536
+MAXIMUM_SOURCES = 65536  # about 600 bytes each
 
 
 class Load:
@@ -55,6 +55,11 @@ class SourceRates:
         self._rate = rate
         self._burst = rate * BURST_SECONDS
         self._table: Table[_Bucket] = Table(maximum, {"source": lambda bucket: bucket.source})
+
+    @property
+    def refused(self) -> int:
+        """Requests let through uncounted, because a full table did not take their source."""
+        return self._table.refused
 
     def take(self, source: Address, now: float) -> bool:
         """Whether `source` may have one more now."""

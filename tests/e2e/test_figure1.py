@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from natf_bsd.en.negotiation import GIVE_UP_AFTER
+from natf_bsd.errors import NatfError
 from natf_bsd.lab.capture import CapturedPacket
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.ops import control
 from natf_bsd.types import Protocol, parse_address
 from natf_bsd.wire import packet
 
@@ -182,6 +184,13 @@ def test_a_table_that_is_removed_denies_everybody(natf: Figure1Lab) -> None:
     natf.act.write_text(table)
     natf.wait_until(lambda: "3 hosts in force" in natf.router.output(), natf.router)
     assert connect(natf, "bob.home.example.net")[0] == "connected"
+
+
+def test_a_table_that_is_gone_when_the_router_is_told_denies_everybody_too(natf: Figure1Lab) -> None:
+    natf.act.unlink()
+    with pytest.raises(NatfError, match="is gone; every request is denied"):
+        control.ask(natf.run_dir / "router" / "router.sock", "reload")
+    assert connect(natf, "alice.home.example.net")[0] == "ECONNREFUSED"
 
 
 def test_a_table_with_a_fault_leaves_the_one_in_force(natf: Figure1Lab) -> None:

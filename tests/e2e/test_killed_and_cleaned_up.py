@@ -3,6 +3,7 @@ behind."""
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -89,6 +90,13 @@ def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> li
     ]
 
 
+def mapped(lab: Figure1Lab, port: str) -> str:
+    """G2:m of the connection with this local port."""
+    flows = json.loads(lab.natf("en", "status", "--json").stdout)["en"]["flows"]
+    [found] = [flow["mapped"] for flow in flows if flow["source"].endswith(f":{port}")]
+    return str(found)
+
+
 def settings_of(state: dict[str, list[str]]) -> list[str]:
     return [line for line in state["sysctl"] if "be_liberal" in line]
 
@@ -97,10 +105,12 @@ def settings_of(state: dict[str, list[str]]) -> list[str]:
 def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, role: str) -> None:
     talk = Talk(natf)
     before = talk.request()
+    mapping = mapped(natf, before[0])
     kill(getattr(natf, role))
     getattr(natf, f"start_{role}")()
-    assert talk.request() == before, "the same connection, by the same mapping"
+    assert talk.request() == before, "the same connection"
     assert "alice" in connect(natf).stdout
+    assert mapped(natf, before[0]) == mapping, "by the same mapping; a renewal is answered by now"
 
 
 def test_a_restart_by_signal_keeps_connections(natf: Figure1Lab) -> None:

@@ -6,6 +6,7 @@ import dpkt
 import pytest
 
 from natf_bsd.config import EnConfig
+from natf_bsd.en import report
 from natf_bsd.en.refusals import REMEMBERED_FOR, Reaction, Refusals
 from natf_bsd.keys import Key
 from natf_bsd.types import Endpoint
@@ -197,6 +198,15 @@ def test_a_refusal_is_remembered_for_a_moment(bench) -> None:
     bench.wait(0.2)
     bench.out(bench.syn(virtual))
     assert bench.count("negotiation.started") == 3
+
+
+def test_why_a_router_refused_is_told_in_its_own_words(bench) -> None:
+    virtual = bench.learn()
+    bench.out(bench.syn(virtual))
+    refusal = message.Refused(bench.asked[0][2].data[8:16], message.Status.UNSUPPORTED, "another NAT\x1b[2J")
+    bench.hear(message.encode(refusal))
+    [row] = report.tables(bench.core, bench.now, 10)["heard"]
+    assert row == "alice.home.example.net by 203.0.113.1: unsupported 'another NAT\\x1b[2J'"
 
 
 def test_a_router_of_another_version_is_unreachable_at_once(bench) -> None:

@@ -61,7 +61,7 @@ COMMIT
 :NATF-RT-PREROUTING - [0:0]
 -A NATF-RT-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
 -A NATF-RT-PREROUTING -i wan -p icmp --icmp-type echo-request -m addrtype --dst-type LOCAL \
--m length --length 156:65535 -m string --algo bm --hex-string |4e415466| --from 28 --to 92 \
+-m length --length 156:65535 -m string --algo bm --hex-string |4e415466| --from 28 --to 72 \
 -j NFQUEUE --queue-num 8701 --queue-bypass
 COMMIT
 """

@@ -34,6 +34,7 @@ def test_a_full_table_lets_a_new_source_through() -> None:
     rates = SourceRates(1, maximum=1)
     assert rates.take(A, 0.0)
     assert all(rates.take(B, 0.0) for _ in range(10))
+    assert rates.refused == 10
 
 
 def test_the_load_is_that_of_the_last_whole_second_or_this_one() -> None:
