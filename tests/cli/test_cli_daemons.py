@@ -44,6 +44,7 @@ COMMANDS = [
     ["lab", "exec"],
     ["lab", "status"],
     ["demo"],
+    ["doctor"],
 ]
 
 
@@ -81,7 +82,7 @@ def test_every_command_explains_itself(host, command, option):
 
 def test_the_list_of_commands_is_complete(host):
     text = host.good("--help")
-    for command in ("act", "cleanup", "demo", "en", "key", "lab", "router", "status"):
+    for command in ("act", "cleanup", "demo", "doctor", "en", "key", "lab", "router", "status"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     "divert natd_bridge ops",
     "firewall",
     "platforms",
+    "doctor",
     "en.node router.node",
     "en.daemon router.daemon",
     "lab",
