@@ -137,7 +137,7 @@ def _checked(host: Host, facts: Facts, role: Role) -> list[Finding]:
     title, answer = f"natf {role.name} check", facts[f"checks {role.name}"]
     if not answer.known:
         return [unseen(host, title, answer)]
-    problems = answer.text.splitlines()
+    problems = [line for line in answer.text.splitlines() if line.strip()]
     found = [
         Finding(Severity.ERROR, title, problem, f"{title} then says whether more is in the way") for problem in problems
     ]

@@ -78,10 +78,10 @@ class Machine:
             PROCESSES: printed(f"{PS}    0   {number}     1 {arguments}\n"),
             SOCKSTAT: recorded(SOCKSTAT, last=True),
             "ifconfig": recorded("ifconfig"),
+            "ifconfig epair0b": recorded("ifconfig epair0b"),
             "pfctl -s info": recorded("pfctl -s info"),
             "pfctl -v -s Interfaces": printed("epair0b\nepair1a\nlo0 (skip)\n"),
             SYSRC: printed(""),
-            "route -n get default": recorded("route -n get default", last=True),
         }
         self.files = {"/etc/resolv.conf": "nameserver 192.0.2.53\n"}
 
