@@ -228,6 +228,9 @@ def _meets(end: _End, network: IPv4Network | None, port: int | None, *, denies: 
 
 
 def _has_number(ranges: str, number: int) -> bool:
+    """Whether it is one of `N,N-N`; of what reads otherwise it may be."""
+    if not _PORTS.fullmatch(ranges):
+        return True
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         if int(first) <= number <= int(last or first):
@@ -247,7 +250,7 @@ def _could_be(protocol: str, traffic: Traffic) -> bool:
 
 
 def _has_port(text: str, port: int | None) -> bool:
-    return port is None or not _PORTS.fullmatch(text) or _has_number(text, port)
+    return port is None or _has_number(text, port)
 
 
 _FLAGS: Final[Mapping[str, Callable[[Traffic], bool]]] = {
