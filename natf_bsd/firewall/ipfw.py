@@ -174,8 +174,8 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         (places.deny, f"deny ip from {fw.prefix} to any in recv {name}"),
         (places.dns, f"divert {fw.dns_queue} udp from any 53 {to_me}"),
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
-        (places.loopback_answers, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
-        (places.loopback_queries, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
         (places.control, f"divert {fw.control_queue} icmp from any {to_me} icmptypes 0"),
         (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
         # By another interface, or from another host: it must not leave.
