@@ -249,10 +249,10 @@ def _probe_nat(nat: NatRule) -> list[Check]:
 
 def _setting(name: str, expected: str, otherwise: str) -> Check:
     def judge(status: int, output: str) -> str | None:
-        found = output.strip()
-        if status == 0 and found == expected:
+        if status == 0 and output.strip() == expected:
             return None
-        return f"{name} is {found or 'unknown'}, so that {otherwise}: set {name}={expected} (sysctl, /etc/sysctl.conf)"
+        found = f"not to be had ({output.strip()})" if status else output.strip()
+        return f"{name} is {found}, so that {otherwise}: set {name}={expected} (sysctl, /etc/sysctl.conf)"
 
     return Check(Command(("sysctl", "-n", name)), judge)
 
