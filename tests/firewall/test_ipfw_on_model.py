@@ -256,7 +256,7 @@ def test_a_pseudo_packet_is_captured_behind_the_nat_and_leaves_a_mapping(nat: st
 
 
 def router_with_a_site_that_denies_pings() -> tuple[Host, RouterFirewall]:
-    host = nat_box(NATD_RULE + SITE + "add 400 deny icmp from any to any icmptypes 0,8\n")
+    host = nat_box(NATD_RULE + SITE + "add 400 deny icmp from any to any via em0 icmptypes 0,8\n")
     host.start_natd("em0", deny_incoming=True)
     firewall = router_on(host)
     runner.apply(ipfw.router_rules(firewall), run(host))
