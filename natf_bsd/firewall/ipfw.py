@@ -302,7 +302,7 @@ def _pf_judge(interface: str) -> Judge:
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:
     """The process that lists all `router_rules` makes, the NAT and the address of the outer interface; see
     `guard.read`."""
-    return _look(fw.interface, f"{ROUTER_SET}", fw.places.nat)
+    return _look(fw.interface, str(ROUTER_SET), fw.places.nat)
 
 
 def en_look(fw: EnFirewall) -> tuple[str, ...]:
