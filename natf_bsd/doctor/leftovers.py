@@ -62,7 +62,9 @@ def _daemon(role: Role) -> Finding:
     if role.unseen:
         return Finding(Severity.NOTE, title, f"not seen whether it runs: {role.unseen}", "run natf doctor as root")
     if role.process is None:
-        return Finding(Severity.NOTE, title, "not running")
+        return Finding(
+            Severity.NOTE, title, "not running", f"natf {role.name} run (FreeBSD: service natf_{role.name} start)"
+        )
     return Finding(Severity.OK, title, f"running (process {role.process or 'unknown, just started'})")
 
 

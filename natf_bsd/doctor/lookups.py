@@ -79,5 +79,7 @@ def _servers(answer: Answer, config: EnConfig) -> list[Finding]:
 
 def _good(answer: Answer) -> Finding:
     usable = ", ".join(sorted(map(format_address, name_servers(answer.text))))
-    text = f"{usable}{'' if _listed(answer.text) else f', as {RESOLV_CONF} names none'}"
-    return Finding(Severity.OK, _TITLE, text)
+    source = "" if _listed(answer.text) else f", as {RESOLV_CONF} names none"
+    return Finding(
+        Severity.OK, _TITLE, f"{usable}{source} (not seen: programs with a resolver of their own, by TLS or HTTPS)"
+    )

@@ -10,12 +10,15 @@ from natf_bsd.doctor.finding import Finding, Severity
 # What a divert socket writes carries a mark at which pf makes ipfw forget where it was (FREEBSD.md 5.3).
 _LOOPS_SINCE: Final = 1_400_000
 _TITLE: Final = "pf next to ipfw"
+_NO_DEVICE: Final = "/dev/pf: No such file"
 
 
 def pf(host: Host, facts: Facts) -> list[Finding]:
     """On FreeBSD 14 and later pf must skip the outer interface, or packets go round in ipfw for ever."""
     if facts["module pf"].status:
         return [Finding(Severity.OK, _TITLE, "pf is not in the kernel")]
+    if _NO_DEVICE in facts["pf"].error:
+        return [Finding(Severity.OK, _TITLE, "this jail has no /dev/pf to switch it on with")]
     if not facts["pf"].known:
         return [unseen(host, _TITLE, facts["pf"])]
     if not facts["pf"].text.startswith("Status: Enabled"):

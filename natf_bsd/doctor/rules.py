@@ -72,8 +72,7 @@ def _places(host: Host, facts: Facts, name: str) -> list[Finding]:
         text = f"{found.control:05} and {found.control_pass:05}, {found.capture:05} and {found.reply:05} around the NAT"
         return [Finding(Severity.OK, title, f"{text} at {found.nat.number:05} ({found.nat.kind})")]
     beside = f", beside the NAT at {found.nat.number:05} ({found.nat.kind})" if found.nat else ""
-    notes = [_blind(facts, title, note) for note in found.notes]
-    return [Finding(Severity.OK, title, f"from {found.reass:05} to {_last(found):05}{beside}"), *notes]
+    return [Finding(Severity.OK, title, f"from {_first(found):05} to {_last(found):05}{beside}")]
 
 
 def _find_places(host: Host, facts: Facts, name: str) -> RouterPlaces | EnPlaces:
@@ -92,15 +91,12 @@ def _tables(facts: Facts) -> Tables | None:
     return parse_tables(answer.text) if answer.known else None
 
 
+def _first(found: EnPlaces) -> int:
+    return min(found.reass, found.loopback)
+
+
 def _last(found: EnPlaces) -> int:
     return max(found.peers, found.pass_out, found.queries, found.pass_in or 0)
-
-
-def _blind(facts: Facts, title: str, note: str) -> Finding:
-    """Serious where programs ask a resolver of this host."""
-    local = re.search(r"^nameserver\s+127\.", facts["resolv.conf"].text, re.MULTILINE)
-    remedy = "number that rule higher than natf's, or narrow it"
-    return Finding(Severity.ERROR if local else Severity.NOTE, title, note, remedy if local else "")
 
 
 def _denial(protocol: str, behind: Sequence[Rule], interface: Interface, nat: int) -> Finding:

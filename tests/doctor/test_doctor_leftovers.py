@@ -31,7 +31,9 @@ def test_daemons_are_told_as_they_are(machine):
         (found,) = leftovers.daemons(host, machine.facts(host))
         return found
 
-    assert said(router()) == Finding(Severity.NOTE, "natf router", "not running")
+    assert said(router()) == Finding(
+        Severity.NOTE, "natf router", "not running", "natf router run (FreeBSD: service natf_router start)"
+    )
     assert said(router(77)) == Finding(Severity.OK, "natf router", "running (process 77)")
     assert said(router(0)).found == "running (process unknown, just started)"
     (role,) = router().roles

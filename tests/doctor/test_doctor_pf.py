@@ -28,6 +28,11 @@ def test_the_recorded_pf_is_disabled(machine):
     assert finding(machine) == Finding(Severity.OK, "pf next to ipfw", "pf is disabled")
 
 
+def test_a_jail_that_cannot_reach_pf_is_well(machine):
+    machine.commands["pfctl -s info"] = Completed(1, "", "pfctl: /dev/pf: No such file or directory\n")
+    assert finding(machine).severity is Severity.OK
+
+
 def test_pf_on_the_outer_interface_is_an_error(machine):
     machine.commands["pfctl -s info"] = printed(ENABLED)
     found = finding(machine)
