@@ -8,7 +8,7 @@ number it came from, and would pass those others by (FREEBSD.md 1.5).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -80,7 +80,7 @@ class EnPlaces:
     pass_in: int | None
     stand_in: int
     nat: NatRule | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
     """What will not work with the rules that are there, for the log."""
 
     @property
