@@ -26,6 +26,9 @@ REFUSALS: Final = {
     errno.EMSGSIZE: "too_big",
     errno.EINVAL: "invalid",  # shorter than a header, or an address that can't be a destination
 }
+# Our own faults. Everything else is the network's answer: whatever a device's driver returns comes out of sendto
+# (WireGuard: ENOKEY, EDESTADDRREQ), and who sends to us chooses the device of our answer.
+_FAULTS: Final = frozenset((errno.EBADF, errno.ENOTSOCK, errno.EFAULT))
 _ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
 _SOL_RAW: Final = 255  # linux/socket.h
 _ECHO_REPLY: Final = 0
@@ -42,14 +45,15 @@ class _RawSocket:
         except PermissionError:
             raise NatfError("raw socket: not permitted, root or CAP_NET_RAW is needed") from None
         self._socket.setblocking(False)
-        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *REFUSALS.values()], 0))
+        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *REFUSALS.values(), "other"], 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
     def counters(self) -> dict[str, int]:
-        """Messages `sent`, and those refused by reason (not_permitted, unreachable, no_buffers, too_big, invalid)."""
+        """Messages `sent`, and those refused by reason (not_permitted, unreachable, no_buffers, too_big,
+        invalid, other)."""
         return dict(self._counters)
 
     def close(self) -> None:
@@ -59,10 +63,9 @@ class _RawSocket:
         try:
             self._socket.sendto(data, (format_address(destination), 0))
         except OSError as error:
-            reason = REFUSALS.get(error.errno or 0)
-            if reason is None:
+            if error.errno in _FAULTS:
                 raise
-            self._counters[reason] += 1
+            self._counters[REFUSALS.get(error.errno or 0, "other")] += 1
         else:
             self._counters["sent"] += 1
 
