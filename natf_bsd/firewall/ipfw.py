@@ -178,8 +178,8 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         (places.deny, f"deny ip from {fw.prefix} to any in recv {name}"),
         (places.dns, f"divert {fw.dns_queue} udp from any 53 {to_me}"),
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
-        (places.loopback_answers, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
-        (places.loopback_queries, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
         (places.control, f"divert {fw.control_queue} icmp from any {to_me} icmptypes 0"),
         (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
         # By another interface, or from another host: it must not leave.
@@ -253,10 +253,10 @@ def _probe_nat(nat: NatRule) -> list[Check]:
 
 def _setting(name: str, expected: str, otherwise: str) -> Check:
     def judge(status: int, output: str) -> str | None:
-        found = output.strip()
-        if status == 0 and found == expected:
+        if status == 0 and output.strip() == expected:
             return None
-        return f"{name} is {found or 'unknown'}, so that {otherwise}: set {name}={expected} (sysctl, /etc/sysctl.conf)"
+        found = f"not to be had ({output.strip()})" if status else output.strip()
+        return f"{name} is {found}, so that {otherwise}: set {name}={expected} (sysctl, /etc/sysctl.conf)"
 
     return Check(Command(("sysctl", "-n", name)), judge)
 
@@ -330,7 +330,7 @@ def _owner_judge(role: str) -> Judge:
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:
     """The process that lists all `router_rules` makes, the NAT and the address of the outer interface; see
     `guard.read`."""
-    return _look(fw.interface, f"{ROUTER_SET}", fw.places.nat)
+    return _look(fw.interface, str(ROUTER_SET), fw.places.nat)
 
 
 def en_look(fw: EnFirewall) -> tuple[str, ...]:
@@ -358,7 +358,7 @@ def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[s
 
 def _look_at_nat(nat: NatRule) -> list[str]:
     numbers = " ".join(map(str, sorted({nat.number, nat.inbound})))
-    lines = [f"echo '# nat'; ipfw show {numbers} 2>/dev/null || true"]
+    lines = [f"echo '# nat'; ipfw show {numbers} 2>/dev/null | grep -E ' (divert|nat) ' || true"]
     if nat.kind == "natd":
         lines.append("echo '# natd'; pgrep -x natd || true")
     return lines

@@ -8,7 +8,7 @@ number it came from, and would pass those others by (FREEBSD.md 1.5).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -28,7 +28,7 @@ from natf_bsd.ops.interfaces import Interface
 from natf_bsd.types import Direction
 
 _HOST_FIRST: Final = 29
-_HOST_SIZE: Final = 11
+_HOST_OFFSETS: Final = (0, 1, 2, 5, 6, 7, 8, 9, 10)
 _LOOPBACK: Final = "lo0"
 # pf takes a packet written with one of these in the low byte of sin_port for one of its own (FREEBSD.md 5.3).
 _PF_DIRECTIONS: Final = frozenset({1, 2})
@@ -69,8 +69,7 @@ class EnPlaces:
     reass: int
     deny: int
     dns: int
-    loopback_answers: int
-    loopback_queries: int
+    loopback: int
     control: int
     errors: int
     peers: int
@@ -80,8 +79,6 @@ class EnPlaces:
     pass_in: int | None
     stand_in: int
     nat: NatRule | None = None
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What will not work with the rules that are there, for the log."""
 
     @property
     def gateway(self) -> bool:
@@ -126,13 +123,13 @@ def en_places(rules: Collection[Rule], interface: Interface, prefix: str, tables
 def _host(board: _Board, interface: Interface, prefix: IPv4Network) -> EnPlaces:
     own = own_network(interface)
     traffic = [*_answers(interface), *_departures(interface, prefix, own)]
-    (first, *_), notes = board.place_with_loopback(_HOST_FIRST, range(_HOST_SIZE), traffic)
+    numbers = board.place(_HOST_FIRST, _HOST_OFFSETS, traffic)
+    first = numbers[0]
     return EnPlaces(
         reass=first,
         deny=first + 1,
         dns=first + 2,
-        loopback_answers=first + 3,
-        loopback_queries=first + 4,
+        loopback=board.place_loopback(first + 3, numbers),
         control=first + 5,
         out=first + 6,
         pass_out=first + 7,
@@ -143,22 +140,19 @@ def _host(board: _Board, interface: Interface, prefix: IPv4Network) -> EnPlaces:
         peers=first + 9,
         pass_in=first + 10,
         stand_in=first + 6,
-        notes=notes,
     )
 
 
 def _gateway(board: _Board, interface: Interface, prefix: IPv4Network, nat: NatRule) -> EnPlaces:
     out, pass_out, queries = range(nat.number + 3, nat.number + 6)
     board.need((out, pass_out, queries), _departures(interface, prefix, None), passing=(nat.number, nat.inbound))
-    offsets = (-11, -7, -6, -5, -4, -2)
-    numbers, notes = board.place_with_loopback(nat.inbound, offsets, _answers(interface), _behind(nat))
+    numbers = board.place(nat.inbound, (-11, -7, -6, -5, -4, -2), _answers(interface), _behind(nat))
     reass, control, deny, dns, errors, peers = numbers
     return EnPlaces(
         reass=reass,
         deny=deny,
         dns=dns,
-        loopback_answers=dns,
-        loopback_queries=dns,
+        loopback=board.place_loopback(peers - 1, [*numbers, *_behind(nat)]),
         control=control,
         errors=errors,
         peers=peers,
@@ -169,7 +163,6 @@ def _gateway(board: _Board, interface: Interface, prefix: IPv4Network, nat: NatR
         # In front of the NAT: behind it the source is ours, and an inside host would never hear of the refusal.
         stand_in=reass,
         nat=nat,
-        notes=notes,
     )
 
 
@@ -285,17 +278,9 @@ class _Board:
                         f" {number:05}, or narrow it{_hint(taker.rule)}"
                     )
 
-    def place_with_loopback(
-        self, anchor: int, offsets: Sequence[int], traffic: Sequence[Traffic], reserved: Collection[int] = ()
-    ) -> tuple[list[int], tuple[str, ...]]:
-        """As `place`, in front of the rules for lo0 too if there is room; what is missed otherwise is said in notes."""
-        loopback = _loopback()
-        try:
-            return self.place(anchor, offsets, [*traffic, *loopback], reserved), ()
-        except NatfError:
-            numbers = self.place(anchor, offsets, traffic, reserved)
-        takers = {taker.rule: taker for taker in self._takers(loopback) if taker.takes_from(numbers[-1])}
-        return numbers, tuple(f"{taker}: natf is blind to a resolver on this host" for taker in takers.values())
+    def place_loopback(self, number: int, reserved: Collection[int]) -> int:
+        """One number up to this one; the other rules don't mind where. A site's own rule for lo0 takes everything."""
+        return self.place(number, (0,), _loopback(), reserved)[0]
 
     def place(
         self, anchor: int, offsets: Sequence[int], traffic: Sequence[Traffic], reserved: Collection[int] = ()
@@ -327,20 +312,21 @@ class _Board:
         ]
 
     def _no_room(self, wanted: Sequence[int], takers: Iterable[_Taker]) -> NatfError:
-        last = wanted[-1]
-        span = f"rules {wanted[0]} to {last}" if wanted[0] > 0 else "rules"
+        span = f"rules {wanted[0]} to {wanted[-1]}" if len(wanted) > 1 else f"rule {wanted[0]}"
         blocking = [taker for taker in takers if any(taker.takes_from(number) for number in wanted)]
         if blocking:
             first = min(blocking, key=lambda taker: taker.rule.number)
             return NatfError(
-                f"{first}, and below it there is no room for natf's {span}; number it higher, or narrow it to"
-                f" other packets{_hint(first.rule)}"
+                f"{first}, and below it there is no room for natf's {span}; give it a number above {wanted[-1]}, or"
+                f" narrow it to other packets{_hint(first.rule)}"
             )
-        taken = next((f": {self._taken[number]}" for number in wanted if number in self._taken), "")
-        return NatfError(
-            f"no room for natf's {span} among those of ipfw{taken}; expected {len(wanted)} free numbers, with the NAT's"
-            f" rule, if any, at 50 or above"
-        )
+        taken = next((self._taken[number] for number in wanted if number in self._taken), None)
+        if taken is not None:
+            return NatfError(
+                f"ipfw rule {taken} has a number of natf's {span}, and below it there is no room for them; give it"
+                " another number"
+            )
+        return NatfError(f"no room for {len(wanted)} rules of natf in front of the NAT's; expected that at 50 or above")
 
 
 def _is_pf(number: int) -> bool:

@@ -39,6 +39,7 @@ _EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 # What no packet on an outer interface comes from or goes to; 240.0.0.0/8 is asked for by name where it counts.
 _NOWHERE: Final = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _ANY_PROTOCOL: Final = frozenset({"ip", "ip4", "ipv4", "all"})
+_ONLY_IPV6: Final = frozenset({"ip6", "ipv6", "ipv6-icmp"})
 _PROTOCOL_NAMES: Final = {"1": "icmp", "6": "tcp", "17": "udp"}
 # After these the packet goes on to the next rule. Whatever is neither here nor known takes it.
 _PASSING: Final = frozenset({"count", "tee", "ngtee", "reass", "setdscp", "setfib", "setmark", "tcp-setmss"})
@@ -162,7 +163,7 @@ class Reader:
         source, left = self._ends(words[at + 1 :])
         destination, options = self._destination(left)
         return (
-            (protocols is None or traffic.protocols is None or not protocols.isdisjoint(traffic.protocols))
+            _overlap(protocols, traffic.protocols)
             and _meets(source, traffic.source, traffic.source_port, denies=denies)
             and _meets(destination, traffic.destination, traffic.destination_port, denies=denies)
             and _options_allow(deque(options), traffic)
@@ -217,6 +218,12 @@ def _protocols(words: Sequence[str]) -> frozenset[str] | None:
     return frozenset(_PROTOCOL_NAMES.get(name, name) for name in names)
 
 
+def _overlap(named: frozenset[str] | None, wanted: frozenset[str] | None) -> bool:
+    if named is None:
+        return True
+    return not named <= _ONLY_IPV6 if wanted is None else not named.isdisjoint(wanted)
+
+
 def _meets(end: _End, network: IPv4Network | None, port: int | None, *, denies: bool) -> bool:
     if port is not None and end.ports is not None and not _has_number(end.ports, port):
         return False
@@ -228,6 +235,9 @@ def _meets(end: _End, network: IPv4Network | None, port: int | None, *, denies: 
 
 
 def _has_number(ranges: str, number: int) -> bool:
+    """Whether it is one of `N,N-N`; of what reads otherwise it may be."""
+    if not _PORTS.fullmatch(ranges):
+        return True
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         if int(first) <= number <= int(last or first):
@@ -247,7 +257,7 @@ def _could_be(protocol: str, traffic: Traffic) -> bool:
 
 
 def _has_port(text: str, port: int | None) -> bool:
-    return port is None or not _PORTS.fullmatch(text) or _has_number(text, port)
+    return port is None or _has_number(text, port)
 
 
 _FLAGS: Final[Mapping[str, Callable[[Traffic], bool]]] = {

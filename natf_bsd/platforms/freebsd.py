@@ -94,8 +94,6 @@ class FreeBsdEn:
         self._system = system
         self._config = config
         self._places = system.en_places(config, interface)
-        for note in self._places.notes:
-            log.warning("%s", note)
         self._admitted: set[Address] = set()
         self._planned = False
 
