@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 # not cut up again (FREEBSD.md 1.6).
 _NO_TSO = Sysctl("net.inet.tcp.tso", "0", optional=True)
 
+# natd -unregistered_only translates private addresses alone (RFC 1918).
+_PRIVATE = parse_address("10.255.255.254")
+
 
 class FreeBsd:
     """See `Platform`. `calls`, `host` and `run` are for a model kernel."""
@@ -190,7 +193,7 @@ class FreeBsdRouter:
         self._system = system
         self._config = config
         self._places = system.router_places(interface)
-        self.proof = _neighbour(interface, system.run)
+        self.proof = (_PRIVATE, _neighbour(interface, system.run))
         self._clock = self._keep_alive()
         self._natd: tuple[str, ...] | None = None
 
@@ -249,7 +252,7 @@ class FreeBsdRouter:
     def _keep_alive(self) -> KeepAlive | None:
         if not needs_keep_alive(self._system.release()):
             return None
-        return KeepAlive(self.interface.address, self.proof, monotonic())
+        return KeepAlive(self.interface.address, self.proof[1], monotonic())
 
 
 def prefix_of(config: EnConfig) -> str:

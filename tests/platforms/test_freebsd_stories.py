@@ -9,6 +9,7 @@ import dns.rrset
 import pytest
 
 from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall import runner
 from natf_bsd.lab.fabric import EchoHost
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
@@ -64,11 +65,11 @@ class Figure1(World):
         for name, address in (("alice", "192.168.0.2"), ("eve", "192.168.0.4")):
             inside = self.box(name, {"eth0": ("home", address)}, gateway=("192.168.0.1", "eth0"))
             self.serve(inside, echo(name, parse_address(address)))
-        self.start_natd(self.gateway, "wan", in_kernel=in_kernel)
+        self.natd = self.start_natd(self.gateway, "wan", in_kernel=in_kernel)
 
-    def start(self) -> Figure1:
+    def start(self, **settings: object) -> Figure1:
         self.start_router(self.gateway, ROUTER, ACT)
-        self.start_en(self.en, en_config())
+        self.start_en(self.en, en_config(**settings))
         return self
 
 
@@ -230,6 +231,57 @@ def test_a_look_up_at_a_local_resolver_is_seen_going_out(world: Figure1) -> None
     world.send(world.en, answer)
     (seen,) = world.en.received()
     assert dns.message.from_wire(seen[28:]).answer[0][0].address.startswith("240.")
+
+
+def test_a_nat_that_does_not_answer_is_told_at_the_start() -> None:
+    world = Figure1()
+    before = world.gateway.listing()
+    world.gateway.host.stop_natd(world.natd)
+    with pytest.raises(NatfError, match=r"the NAT \(natd\) did not give a pseudo-packet back: is it running"):
+        world.start_router(world.gateway, ROUTER, ACT)
+    world.gateway.undo("router")
+    assert world.gateway.listing() == before
+
+
+def test_a_host_without_a_nat_rule_is_told_what_to_write_into_rc_conf() -> None:
+    world = Figure1()
+    world.gateway.ipfw("delete 50")
+    with pytest.raises(NatfError, match=r"no ipfw rule hands all that leaves by wan to natd.*natd_enable=YES"):
+        world.start_router(world.gateway, ROUTER, ACT)
+
+
+def test_rules_that_moved_are_no_reason_to_go_on_with_the_old_ones(world: Figure1) -> None:
+    side = world.gateway.router_side
+    assert side is not None
+    side.plan(side.interface)
+    nat = next(line for line in world.gateway.listing().splitlines() if line.startswith("00050 set 0"))
+    world.gateway.ipfw("delete 50", f"add 60 {nat.partition(' set 0 ')[2]}")
+    with pytest.raises(RestartNeeded):
+        side.plan(side.interface)
+    world.gateway.ipfw("delete 60", f"add 50 {nat.partition(' set 0 ')[2]}")
+
+
+def test_a_router_taken_out_of_the_table_is_put_in_again(world: Figure1, caplog: pytest.LogCaptureFixture) -> None:
+    resolve(world, world.en, Endpoint(G1, 40053))
+    side = world.en.en_side
+    assert side is not None
+    world.en.ipfw("table natf_peers flush")
+    side.looked({"table": ()}, world.now)
+    assert "203.0.113.1/32" in world.en.listing()
+    assert "put in again" in caplog.text
+
+
+def test_routers_nobody_knows_any_more_leave_the_table() -> None:
+    world = Figure1().start(quarantine=1.0)
+    resolve(world, world.en, Endpoint(G1, 40053))
+    side, node = world.en.en_side, world.en.en
+    assert side is not None
+    assert node is not None
+    side.keep(node.core.routers())
+    assert "203.0.113.1/32" in world.en.listing()
+    world.pass_time(120)
+    side.keep(node.core.routers())
+    assert "203.0.113.1/32" not in world.en.listing()
 
 
 class Figure3(World):

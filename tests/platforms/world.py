@@ -6,7 +6,6 @@ When a call returns, everything that follows from it has happened; `pass_time` i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from natf_bsd.en.core import EnCore
 from natf_bsd.en.node import EnNode
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.plan import Plan
-from natf_bsd.lab.ipfw_model import LOOPBACK, Host, interface
+from natf_bsd.lab.ipfw_model import Host, Natd, interface
 from natf_bsd.ops.process import Completed
 from natf_bsd.platforms.freebsd import FreeBsd, FreeBsdEn, FreeBsdRouter
 from natf_bsd.router.core import RouterCore
-from natf_bsd.router.node import RouterNode
+from natf_bsd.router.node import RouterNode, prove_nat
 from natf_bsd.tables.act import parse
 from natf_bsd.types import Address, format_address
 from natf_bsd.wire import packet
@@ -162,17 +161,18 @@ class World:
         """What programs on `box` answer: packets for a packet that was delivered to them."""
         self._servers[box.name] = server
 
-    def start_natd(self, box: Box, outer: str, *, in_kernel: bool = False) -> None:
-        """The NAT as rc.firewall's type `open` sets it up."""
+    def start_natd(self, box: Box, outer: str, *, in_kernel: bool = False) -> Natd | None:
+        """The NAT as rc.firewall's type `open` sets it up; natd's process, if it is one."""
         if in_kernel:
             box.programs.run(("sysctl", "net.inet.ip.fw.one_pass=0"), None)
             box.ipfw(f"nat 123 config if {outer} same_ports deny_in")
             box.ipfw(f"add {NAT_RULE} nat 123 ip4 from any to any via {outer}")
-            return
-        box.host.start_natd(outer, deny_incoming=True)
+            return None
+        natd = box.host.start_natd(outer, deny_incoming=True)
         box.ipfw(f"add {NAT_RULE} divert natd ip4 from any to any via {outer}")
+        return natd
 
-    def start_en(self, box: Box, config: EnConfig, **settings: object) -> None:
+    def start_en(self, box: Box, config: EnConfig) -> None:
         system = FreeBsd(calls=box.host.sockets, host=self._divert_host(box), run=box.programs.run)
         box.en_side = side = system.external_node(config)
         core = EnCore(config, inbound_exact=side.inbound_exact)
@@ -190,6 +190,8 @@ class World:
         self._run(box, node)
         box.ticks.append((node.next_deadline, node.tick))
         self._set_up(box, side.plan(side.interface))
+        readable = box.host.sockets.is_readable
+        prove_nat(ports.bridge, side.interface, side.proof, side.hint, wait=lambda descriptor, _: readable(descriptor))
 
     def send(self, box: Box, data: bytes | bytearray) -> None:
         """A program on `box` sends. OSError as its system call gets it."""
@@ -274,11 +276,3 @@ class World:
                     box.host.send(answer)
                 busy = True
         return busy
-
-
-def rules_of(listing: str) -> list[str]:
-    """Numbers and texts, without those of the default rule."""
-    return [line for line in listing.splitlines() if re.match(r"(# DISABLED )?\d", line)]
-
-
-__all__ = ["LOOPBACK", "NAT_RULE", "Box", "World", "rules_of"]
