@@ -137,10 +137,12 @@ def _separate() -> None:
     if user == 0:
         _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
     else:
-        _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS)
+        _call("unshare", _CLONE_NEWUSER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+        # Not in one call: files under /proc of a network made before its users are the machine's root's.
+        _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
     _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
     _call("mount", b"none", b"/run", b"tmpfs", 0, None)  # iptables keeps its lock there
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, capture_output=True)

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from natf_bsd.divert import sockaddr
 from natf_bsd.divert.host import Host, holder_of
-from natf_bsd.divert.inject import REFUSALS
+from natf_bsd.divert.inject import REFUSALS, refusal
 from natf_bsd.divert.sockaddr import NAME_MAXIMUM, NO_ADDRESS, Place
 from natf_bsd.divert.syscalls import LARGEST, Libc, SystemCalls
 from natf_bsd.errors import NatfError
@@ -38,9 +38,6 @@ _SOCK_RAW: Final = 3
 _SOL_SOCKET: Final = 0xFFFF
 _SO_RCVBUF: Final = 0x1002
 _SO_RERROR: Final = 0x20000  # 13 and later: recv() says when packets were lost for want of room
-
-# Besides what any network says: an IP version the kernel does not write.
-_REFUSALS: Final = {**REFUSALS, errno.EAFNOSUPPORT: "invalid"}
 
 _HEAD: Final = slice(0, 68)
 """The longest IP header and 8 bytes: what an ICMP error must quote (RFC 792)."""
@@ -89,7 +86,7 @@ class DivertBackend:
         # By sockaddr as received: the interface and the sockaddr to write back. There are as many as rules and
         # interfaces meet.
         self._places: dict[bytes, tuple[str, bytes]] = {}
-        names = ["received", "sent", "dropped", "need_fragment", "buffer_full", *_REFUSALS.values()]
+        names = ["received", "sent", "dropped", "need_fragment", "buffer_full", *REFUSALS]
         self._counters = Counter(dict.fromkeys(names, 0))
         self._descriptor = _open(self._calls, self._host, port)
 
@@ -135,7 +132,7 @@ class DivertBackend:
     def counters(self) -> dict[str, int]:
         """`received`, `sent`, `dropped` by us; `buffer_full`: how often the kernel dropped packets for want of room in
         our socket (13 and later say so). What it would not take: `not_permitted` (a deny rule), `unreachable`,
-        `no_buffers`, `too_big`, `invalid`; and `need_fragment`: how many of the too big were answered.
+        `no_buffers`, `too_big`, `invalid`, `other`; and `need_fragment`: how many of the too big were answered.
         """
         return dict(self._counters)
 
@@ -174,10 +171,7 @@ class DivertBackend:
 
     def _refused(self, error: OSError, written: bytearray, original: bytes) -> None:
         """Count what the kernel answered to a write; the packet is gone, its sender hears what it should hear."""
-        reason = _REFUSALS.get(error.errno or 0)
-        if reason is None:
-            raise error
-        self._counters[reason] += 1
+        self._counters[refusal(error)] += 1
         if error.errno == errno.EMSGSIZE and may_answer(original):
             self._need_fragment(wire.destination(written), original)
 
@@ -203,7 +197,7 @@ class DivertWriter:
 
     def __init__(self, *, calls: SystemCalls | None = None) -> None:
         self._calls = calls or Libc()
-        self._counters = Counter(dict.fromkeys(["sent", *_REFUSALS.values()], 0))
+        self._counters = Counter(dict.fromkeys(["sent", *REFUSALS], 0))
         self._descriptor = _socket(self._calls, "divert socket")
 
     def send(self, packet: Packet) -> None:
@@ -212,10 +206,7 @@ class DivertWriter:
         try:
             self._calls.sendto(self._descriptor, bytes(packet.data), place)
         except OSError as error:
-            reason = _REFUSALS.get(error.errno or 0)
-            if reason is None:
-                raise
-            self._counters[reason] += 1
+            self._counters[refusal(error)] += 1
         else:
             self._counters["sent"] += 1
 

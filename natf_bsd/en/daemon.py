@@ -74,6 +74,7 @@ class EnDaemon:
             self._core = EnCore(config, inbound_exact=self._side.inbound_exact, key=key)
             self._watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
             self._follow_resolvers()
+            self._core.lookups.follow = self._follow_resolvers
             self._journal = Journal(config.state_dir / "en.journal")
             stack.callback(self._flush)
             self._restore()

@@ -44,6 +44,8 @@ class Lookups:
         self, config: EnConfig, names: NameTable, counters: Counters, epoch_offset: Callable[[], float]
     ) -> None:
         self.resolvers = frozenset(config.resolvers)
+        self.follow: Callable[[], None] = lambda: None
+        """Called when one of our names is asked of a server not believed: the shell may find that it is one by now."""
         self._homes = HomeDomains(config.home_domains)
         self._maximum_ttl = int(config.maximum_ttl)
         self._names = names
@@ -78,12 +80,11 @@ class Lookups:
         if question is None or question.klass != CLASS_IN or self._homes.split(question.name) is None:
             return self._pass(packet, "dns.sent.query_not_ours")
         if flow.destination.address not in self.resolvers:
+            self.follow()
+        if flow.destination.address not in self.resolvers:
             return self._pass(packet, "dns.sent.query_to_stranger")
-        try:
-            self._queries.remember(flow.source, flow.destination, question, now)
-        except TableFull:
-            return self._pass(packet, "dns.sent.query_forgotten")
-        return self._pass(packet, "dns.sent.query")
+        kept = self._queries.remember(flow.source, flow.destination, question, now)
+        return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         learned: list[NameRelation] = []

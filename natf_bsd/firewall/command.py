@@ -13,13 +13,14 @@ class Command:
     """One process to run.
 
     `unless`: run `argv` only if this command fails, that is, if what `argv` makes is not there yet. `may_fail`: exit
-    statuses that mean there was nothing to do.
+    statuses that mean there was nothing to do. `repeated`: run it until it fails, for what may be there more than once.
     """
 
     argv: tuple[str, ...]
     stdin: str | None = None
     unless: tuple[str, ...] | None = None
     may_fail: tuple[int, ...] = ()
+    repeated: bool = False
 
     def shell(self) -> str:
         """The same for a person to read or to paste into a POSIX shell."""

@@ -39,6 +39,7 @@ _SECTIONS = {
     "rules": "firewall rules of natf",
     "policy": "ip rule",
     "route": "route of the TUN device",
+    "settings": "kernel settings",
     "device": "TUN device (not up)",
 }
 _INET = re.compile(r"\binet (\d+\.\d+\.\d+\.\d+)")

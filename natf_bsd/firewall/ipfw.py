@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from natf_bsd.divert.host import holder_of, is_held
 from natf_bsd.firewall.command import Check, Command, Judge
 from natf_bsd.firewall.ipfw_nat import NatRule, find_nat, no_nat
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
@@ -39,6 +40,7 @@ __all__ = [
     "find_nat",
     "judge_listing",
     "no_nat",
+    "not_in_use",
     "parse_rules",
     "parse_tables",
     "peers_add",
@@ -58,6 +60,8 @@ LIST_RULES: Final = Command(("ipfw", "-S", "list"))
 LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
 """Its output is for `parse_tables`."""
 
+_SOCKETS: Final = "# sockets\n"
+_WHO_READS: Final = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
 _SYNTAX_ONLY: Final = ("ipfw", "-n", "-q", "/dev/stdin")
 # The first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3).
 _PF_LOOPS_SINCE: Final = 1400000
@@ -299,6 +303,30 @@ def _pf_judge(interface: str) -> Judge:
     return judge
 
 
+def not_in_use(role: str) -> Check:
+    """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a divert port
+    they name. The lock in run_dir can't tell that: another daemon may have another run_dir.
+    """
+    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role))
+
+
+def _owner_judge(role: str) -> Judge:
+    sets = {EN_SET, STAND_IN_SET} if role == "en" else {ROUTER_SET}
+
+    def judge(status: int, output: str) -> str | None:
+        listing, _, sockets = output.partition(_SOCKETS)
+        bodies = [rule.body for rule in parse_rules(listing) if rule.is_ours and rule.set in sets]
+        ports = {int(words[1]) for body in bodies if (words := body.split())[0] == "divert" and words[1].isdigit()}
+        held = sorted(port for port in ports if is_held(port, sockets))
+        if not held:
+            return None
+        who = holder_of(held[0], sockets) or "a process"
+        text = ", ".join(map(str, held))
+        return f"natf {role} is running with another run_dir ({who} holds divert port {text}); stop it first"
+
+    return judge
+
+
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:
     """The process that lists all `router_rules` makes, the NAT and the address of the outer interface; see
     `guard.read`."""
@@ -329,7 +357,8 @@ def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[s
 
 
 def _look_at_nat(nat: NatRule) -> list[str]:
-    lines = [f"echo '# nat'; ipfw show {nat.number} 2>/dev/null | sed -n 1p"]
+    numbers = " ".join(map(str, sorted({nat.number, nat.inbound})))
+    lines = [f"echo '# nat'; ipfw show {numbers} 2>/dev/null | grep -E ' (divert|nat) ' || true"]
     if nat.kind == "natd":
         lines.append("echo '# natd'; pgrep -x natd || true")
     return lines

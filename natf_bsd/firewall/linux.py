@@ -233,6 +233,7 @@ def router_look(fw: RouterFirewall) -> tuple[str, ...]:
         fw.interface,
         f"echo '# policy'; ip -4 rule show priority {fw.priority} protocol {ROUTE_PROTOCOL}",
         f"echo '# route'; ip -4 route show table {fw.table} proto {ROUTE_PROTOCOL} 2>/dev/null",
+        f"echo '# settings'; cd /proc/sys && cat {' '.join(s.name for s in router_sysctls(fw))} 2>/dev/null",
         f"echo '# device'; ip -o link show dev {tun} up 2>/dev/null | cut -d: -f2",
     )
 
@@ -309,7 +310,8 @@ def _undo(role: str, places: Sequence[_Place]) -> list[Command]:
     for table, hook in reversed(places):
         iptables, name = ("iptables", *_WAIT, "-t", table), _name(role, hook)
         commands += [
-            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE),
+            # A site that restores what it saved while we ran (iptables-restore -n) has the jump twice.
+            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE, repeated=True),
             Command((*iptables, "-F", name), may_fail=_NOTHING_THERE),
             Command((*iptables, "-X", name), may_fail=_NOTHING_THERE),
         ]

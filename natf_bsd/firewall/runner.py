@@ -12,6 +12,9 @@ from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall.command import Check, Command, Sysctl
 from natf_bsd.ops.process import Run, run_process
 
+_REPETITIONS: Final = 100
+"""Copies of a rule that are removed at most."""
+
 
 def apply(commands: Iterable[Command], run: Run = run_process) -> None:
     """Run all in order. Raises CommandFailed at the first one that fails; what was done till then is for `undo`."""
@@ -45,6 +48,10 @@ def _perform(command: Command, run: Run) -> None:
     if command.unless is not None and run(command.unless, None).status == 0:
         return
     done = run(command.argv, command.stdin)
+    for _ in range(_REPETITIONS if command.repeated else 0):
+        if done.status:
+            break
+        done = run(command.argv, command.stdin)
     if done.status and done.status not in command.may_fail:
         raise CommandFailed(command.argv, done.status, done.stderr)
 

@@ -197,7 +197,7 @@ def dns_answer(query: bytes, zone: Zone) -> bytes | None:
     try:
         message = dns.message.from_wire(query)
         response = dns.message.make_response(message, recursion_available=True)
-    except dns.exception.DNSException:
+    except (dns.exception.DNSException, ValueError):  # ValueError: an opcode that dnspython 2.3 does not know
         return None
     if len(message.question) != 1:
         return None

@@ -12,6 +12,7 @@ from natf_bsd.ops.process import Run, run_process
 from natf_bsd.types import Address, format_address, parse_address
 
 _INET = re.compile(r"^\s+inet (\S+)(?: --> \S+)? netmask", re.MULTILINE)
+_MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
 _NO_ROUTE = "no IPv4 default route; name the outer interface (interface = in the configuration)"
 
 
@@ -55,8 +56,9 @@ def _outer_on_linux(wanted: str | None) -> Interface:
 
 
 def _default_on_linux(routes: object) -> str:
+    # pyroute2 gives the routes of every table: those of VPNs, of second lines, and the one of our own TUN device.
     for route in routes.get_default_routes(family=2):  # type: ignore[attr-defined]
-        if index := route.get_attr("RTA_OIF"):
+        if route.get_attr("RTA_TABLE") == _MAIN_TABLE and (index := route.get_attr("RTA_OIF")):
             name = routes.get_links(index)[0].get_attr("IFLA_IFNAME")  # type: ignore[attr-defined]
             return str(name)
     raise NatfError(_NO_ROUTE)

@@ -36,7 +36,8 @@ def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
             argv,
             input=stdin or "",
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a site's comments in its rules, in whatever encoding, are passed over by us
             env=environment,
             check=False,
             start_new_session=True,
@@ -44,6 +45,8 @@ def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
         )
     except FileNotFoundError:
         return Completed(127, "", f"{argv[0]}: not found")
+    except OSError as error:  # not executable, no program, no process to be had
+        return Completed(126, "", f"{argv[0]}: {error.strerror}")
     except subprocess.TimeoutExpired:
         return Completed(TIMED_OUT, "", f"did not end within {TIME_LIMIT:g} s")
     return Completed(done.returncode, done.stdout, done.stderr)

@@ -98,8 +98,9 @@ class RouterSide(Protocol):
 
     interface: Interface
     """The outer one, as it was found."""
-    proof: Address
-    """Where the pseudo-packet that proves the NAT pretends to go: by the outer interface, were it let out."""
+    proof: tuple[Address, Address]
+    """From where to where the pseudo-packet that proves the NAT pretends to go: from an address the NAT translates, and
+    by the outer interface, were it let out."""
     hint: str
     """What to look at when the NAT does not give a pseudo-packet back."""
 

@@ -86,8 +86,8 @@ class LinuxEn:
 class LinuxRouter:
     """See `RouterSide`."""
 
-    # A documentation address (RFC 5737); everything that enters the TUN is routed out of it.
-    proof = parse_address("198.51.100.1")
+    # Documentation addresses (RFC 5737): what enters the TUN is translated and routed out of it whatever it is.
+    proof = (parse_address("192.0.2.1"), parse_address("198.51.100.1"))
     hint = (
         "does another firewall table drop what is forwarded between netfilter's TUN device and itself? "
         "(nft list ruleset, iptables -S FORWARD)"

@@ -78,7 +78,7 @@ class RouterDaemon:
     def _listen(self) -> None:
         for source, read in self._node.readers():
             self._loop.add_reader(source, read)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the last one is meant for an external node
             self._loop.on_signal(number, self._loop.stop)
         self._loop.on_signal(signal.SIGHUP, self._reload_act)
 

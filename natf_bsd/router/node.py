@@ -83,30 +83,37 @@ class RouterNode:
                 raise TypeError(f"no router does {effect!r}")
 
 
-def prove_nat(bridge: NatBridge, interface: Interface, remote: Address, hint: str) -> None:
-    """Pass one pseudo-packet from a documentation address (RFC 5737) to `remote` through the NAT; NatfError, with the
-    `hint`, if it does not come back translated.
+def prove_nat(
+    bridge: NatBridge,
+    interface: Interface,
+    ends: tuple[Address, Address],
+    hint: str,
+    *,
+    wait: Callable[[int, float], bool] = lambda descriptor, seconds: bool(
+        select.select([descriptor], [], [], seconds)[0]
+    ),
+) -> None:
+    """Pass one pseudo-packet between two addresses, inside and outside, through the NAT; NatfError, with the `hint`, if
+    it does not come back translated. Better now, in words, than at the first request of a stranger.
 
-    Better now, in words, than at the first request of a stranger.
+    `wait` tells whether a descriptor becomes readable within so many seconds.
     """
-    flow = Flow(Protocol.UDP, Endpoint(bytes((192, 0, 2, 1)), _DISCARD), Endpoint(remote, _DISCARD))
+    inside, outside = (Endpoint(address, _DISCARD) for address in ends)
     cookie = int.from_bytes(os.urandom(4), "big")
-    bridge.write(pseudo.build(flow, cookie, bridge.style))
-    for translated in _came_back(bridge, cookie):
-        if translated.source.address == interface.address:
-            return
-        raise NatfError(f"the NAT gave a pseudo-packet back as {translated}; expected it from {interface}")
+    bridge.write(pseudo.build(Flow(Protocol.UDP, inside, outside), cookie, bridge.style))
+    give_up = monotonic() + _PROOF_TIMEOUT
+    descriptor = bridge.fileno()
+    while descriptor is None or wait(descriptor, max(0.0, give_up - monotonic())):
+        found = [pseudo.parse_captured(data) for data in bridge.read_batch()]
+        for captured in found:
+            if captured is not None and captured.cookie == cookie:
+                _check_proof(captured.translated.source.address, captured.translated, interface)
+                return
+        if descriptor is None or monotonic() >= give_up:
+            break
     raise NatfError(f"the NAT ({bridge.name}) did not give a pseudo-packet back: {hint}")
 
 
-def _came_back(bridge: NatBridge, cookie: int) -> Iterator[Flow]:
-    give_up = monotonic() + _PROOF_TIMEOUT
-    descriptor = bridge.fileno()
-    waiting = [] if descriptor is None else [descriptor]
-    while (left := give_up - monotonic()) > 0:
-        if not select.select(waiting, [], [], left)[0]:
-            return
-        for data in bridge.read_batch():
-            captured = pseudo.parse_captured(data)
-            if captured is not None and captured.cookie == cookie:
-                yield captured.translated
+def _check_proof(source: Address, translated: Flow, interface: Interface) -> None:
+    if source != interface.address:
+        raise NatfError(f"the NAT gave a pseudo-packet back as {translated}; expected it from {interface}")

@@ -297,6 +297,8 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-RT-",
         "echo '# policy'; ip -4 rule show priority 78 protocol 78",
         "echo '# route'; ip -4 route show table 99 proto 78 2>/dev/null",
+        "echo '# settings'; cd /proc/sys && cat net/ipv4/conf/natf0/rp_filter net/ipv6/conf/natf0/disable_ipv6"
+        " net/netfilter/nf_conntrack_tcp_be_liberal net/netfilter/nf_conntrack_tcp_timeout_max_retrans 2>/dev/null",
         "echo '# device'; ip -o link show dev natf0 up 2>/dev/null | cut -d: -f2",
         "echo '# address'; ip -o -4 address show dev wan scope global 2>/dev/null || true",
     ]

@@ -127,3 +127,16 @@ def test_a_failure_of_many_lines_is_told_in_one():
     error = CommandFailed(("iptables-restore", "-w"), 2, "Bad argument\nError at line: 3\n\n")
     assert str(error) == "iptables-restore -w: exit status 2: Bad argument; Error at line: 3"
     assert str(CommandFailed(("true",), 1, " \n")) == "true: exit status 1: no message"
+
+
+def test_a_program_that_cannot_be_run_does_not_end_the_undoing(tmp_path, monkeypatch):
+    (tmp_path / "iptables").write_text("")  # half installed: no mode to run it
+    monkeypatch.setenv("PATH", str(tmp_path))
+    failures = runner.undo(commands("iptables", "second"))
+    assert [failure.status for failure in failures] == [126, 127]
+
+
+def test_output_in_any_encoding_is_read():
+    """A comment in somebody's rule, say."""
+    done = run_process((sys.executable, "-c", r"import os; os.write(1, b'caf\xe9 -j NATF\n')"), None)
+    assert done.stdout == "caf\N{REPLACEMENT CHARACTER} -j NATF\n"

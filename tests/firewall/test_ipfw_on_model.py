@@ -13,6 +13,7 @@ from natf_bsd.firewall.ipfw import EnFirewall, RouterFirewall
 from natf_bsd.lab.ipfw_model import AF_DIVERT, SOCK_RAW, DivertAddress, Host, interface
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.ops.interfaces import Interface
+from natf_bsd.ops.process import Completed
 from natf_bsd.types import Address, Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import build, packet
 from natf_bsd.wire.icmp import ECHO_REPLY, ECHO_REQUEST, Echo, encode_echo
@@ -51,9 +52,9 @@ def external_node() -> Host:
 def run(host: Host) -> runner.Run:
     """Only ipfw(8) there is; its model says so if it is given anything else."""
 
-    def run_on_host(argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
+    def run_on_host(argv: tuple[str, ...], stdin: str | None) -> Completed:
         assert argv[0] == "ipfw"
-        return runner.Completed(*host.ipfw(list(argv), stdin or ""))
+        return Completed(*host.ipfw(list(argv), stdin or ""))
 
     return run_on_host
 

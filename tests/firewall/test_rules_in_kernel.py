@@ -19,7 +19,7 @@ from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.installed import clean_up
 from natf_bsd.firewall.runner import ProcSys, SysctlJournal
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
-from natf_bsd.ops.process import run_process
+from natf_bsd.ops.process import Completed, run_process
 from natf_bsd.platforms.linux import Linux
 from natf_bsd.types import Direction, Endpoint, Flow, Name, parse_address
 from natf_bsd.wire import build, message
@@ -286,7 +286,7 @@ def test_the_guard_sees_what_others_do_to_a_router_and_a_second_set_up_mends_it(
     host.apply(linux.router_rules(ROUTER))
     listing = linux.router_look(ROUTER)
     expected = look(host, listing)
-    assert [len(lines) for lines in expected.values()] == [18, 1, 1, 1, 1]
+    assert [len(lines) for lines in expected.values()] == [18, 1, 1, 4, 1, 1]
     rules, policy, route, device = "firewall rules of natf", "ip rule", "route of the TUN device", "TUN device (not up)"
     for spoil, changed in (
         ("iptables -t filter -F FORWARD", [rules]),
@@ -325,3 +325,23 @@ def test_the_guard_sees_what_others_do_to_an_external_node() -> None:
         assert guard.judge(expected, look(host, linux.en_look("wan")), HOME).changed == ("firewall rules of natf",)
         host.apply(linux.en_rules(EN))
         assert look(host, linux.en_look("wan")) == expected
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
+def test_what_a_site_saved_and_restored_goes_with_the_rest(backend: str) -> None:
+    if shutil.which(backend) is None:
+        pytest.skip(f"no {backend}")
+    saved_and_restored(backend)
+
+
+@spaces.isolated
+def saved_and_restored(backend: str) -> None:
+    def run(argv: tuple[str, ...], stdin: str | None) -> Completed:
+        name, *rest = argv
+        return run_process((name.replace("iptables", backend), *rest), stdin)
+
+    runner.apply(linux.en_rules(EN), run)
+    saved = run(("iptables-save",), None).stdout
+    assert run(("iptables-restore", "--noflush"), saved).status == 0  # now every jump is there twice
+    assert runner.undo(linux.en_undo(), run) == []
+    assert "NATF" not in run(("iptables-save",), None).stdout
