@@ -6,6 +6,7 @@ from typing import Final
 
 from natf_bsd.doctor.facts import Facts, Host, release, settings, unseen
 from natf_bsd.doctor.finding import Finding, Severity
+from natf_bsd.natd_bridge.clock import needs_keep_alive
 
 SETTINGS: Final = (
     "kern.osreldate",
@@ -34,7 +35,6 @@ MODULES: Final = {
 # divert/divert4.py asks for this much; the kernel grants 2048 of 2304 bytes of kern.ipc.maxsockbuf (FREEBSD.md 1.3).
 _RECEIVE_BUFFER: Final = 1 << 20
 _NO_RULE_CHANGES: Final = 3  # securelevel(7)
-_CLOCK_STANDS_SINCE: Final = 1_300_000
 
 
 def modules(host: Host, facts: Facts) -> list[Finding]:
@@ -76,7 +76,7 @@ def clock(host: Host, facts: Facts) -> list[Finding]:
     """libalias looks at the time only every so many packets since FreeBSD 13 (FREEBSD.md 4.5)."""
     if host.router is None or not release(facts):
         return []
-    if release(facts) < _CLOCK_STANDS_SINCE:
+    if not needs_keep_alive(release(facts)):
         return [Finding(Severity.OK, "clock of the NAT", "libalias of this release asks for the time at every packet")]
     text = (
         "libalias of this release can forget UDP mappings in use after a quiet minute; natf router sends packets"
