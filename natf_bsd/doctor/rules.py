@@ -22,7 +22,8 @@ from natf_bsd.firewall.ipfw import (
 from natf_bsd.firewall.ipfw_rules import Tables
 from natf_bsd.ops.interfaces import Interface
 
-# Words of a rule that every packet of a new flow from outside fits: it comes in, by the outer interface.
+# A rule about packets from anywhere. Whether it is about new flows from outside, which come in by the outer interface,
+# is for `_verdict`, which knows these options and takes a rule with any others for one about some flows only.
 _ACTION: Final = r"(?P<action>allow|accept|pass|permit|deny|drop|reject|reset|unreach \S+)(?: log(?: logamount \d+)?)?"
 _RULE: Final = re.compile(rf"{_ACTION} (?P<protocol>\S+|{{ [^}}]* }}) from any to (?P<to>\S+)(?P<options>.*)")
 _ALLOWING: Final = frozenset({"allow", "accept", "pass", "permit"})
@@ -30,7 +31,7 @@ _STATE: Final = re.compile(r" (?:keep-state|record-state)(?: :\S+)?")
 _NEVER: Final = re.compile(r" (?:established|frag|out|xmit \S+|diverted-output)(?: |$)")
 _VIA: Final = re.compile(r" (?:via|recv) (\S+)")
 _PROTO: Final = re.compile(r" proto (\S+)")
-_LAST_BEHIND: Final = 5  # natf's own rules behind the NAT's, see `ipfw_places`
+_BEHIND: Final = 5  # numbers natf's own rules take behind the NAT's, see `ipfw_places`
 
 
 def places(host: Host, facts: Facts) -> list[Finding]:
@@ -51,7 +52,8 @@ def denials(host: Host, facts: Facts) -> list[Finding]:
     except NatfError:  # `places` has said it
         return []
     behind = [rule for rule in rules if rule.enabled and not rule.is_ours and rule.number > nat.inbound]
-    findings = [_denial(protocol, behind, role.interface, nat.inbound) for protocol in ("tcp", "udp")]
+    last = max(nat.number, nat.inbound) + _BEHIND
+    findings = [_denial(protocol, behind, role.interface, last) for protocol in ("tcp", "udp")]
     return _without_repetition(findings)
 
 
@@ -99,7 +101,7 @@ def _last(found: EnPlaces) -> int:
     return max(found.peers, found.pass_out, found.queries, found.pass_in or 0)
 
 
-def _denial(protocol: str, behind: Sequence[Rule], interface: Interface, nat: int) -> Finding:
+def _denial(protocol: str, behind: Sequence[Rule], interface: Interface, last: int) -> Finding:
     title = f"mapped {protocol.upper()} flows"
     exceptions: list[Rule] = []
     for rule in behind:
@@ -110,7 +112,7 @@ def _denial(protocol: str, behind: Sequence[Rule], interface: Interface, nat: in
         if allows and not fits_all:
             exceptions.append(rule)
         elif fits_all:
-            return _allowed(title, rule) if allows else _denied(title, rule, exceptions, interface, nat)
+            return _allowed(title, rule) if allows else _denied(title, rule, exceptions, interface, last)
     return Finding(Severity.OK, title, "no rule behind the NAT denies them")
 
 
@@ -141,12 +143,14 @@ def _allowed(title: str, rule: Rule) -> Finding:
     return Finding(Severity.OK, title, f"allowed behind the NAT by ipfw rule {rule}")
 
 
-def _denied(title: str, rule: Rule, exceptions: Sequence[Rule], interface: Interface, nat: int) -> Finding:
+def _denied(title: str, rule: Rule, exceptions: Sequence[Rule], interface: Interface, last: int) -> Finding:
     if exceptions:
         text = f"denied by ipfw rule {rule}, but for what these allow: {'; '.join(map(str, exceptions))}"
         return Finding(Severity.NOTE, title, text, "see to it that they allow all that the access control table does")
-    first = nat + _LAST_BEHIND + 1
-    where = f"number it from {first} to {rule.number - 1}" if first < rule.number else f"above {first - 1}, before it"
+    first = last + 1
+    where = (
+        f"number it from {first} to {rule.number - 1}" if first < rule.number else f"above {last}, and that rule higher"
+    )
     example = f"add allow {title.split()[1].lower()} from any to 192.168.0.2 in recv {interface.name}"
     remedy = f"a rule for each host of the access control table, in the firewall's script: {example} ({where})"
     return Finding(Severity.WARNING, title, f"behind the NAT they are denied by ipfw rule {rule}", remedy)
