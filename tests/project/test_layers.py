@@ -19,9 +19,11 @@ LAYERS = (
     "wire",
     "tables",
     "dns natd_bridge.pseudo",
+    "natd_bridge.clock",
     "effects config",
     "en router",
-    "divert natd_bridge ops",
+    "divert ops",
+    "natd_bridge",
     "firewall",
     "en.daemon router.daemon",
     "lab",
@@ -29,7 +31,18 @@ LAYERS = (
 )
 """From the bottom. A part imports itself and what is below it, not its neighbour; the longest name that fits counts."""
 LEVEL = {f"natf_bsd.{part}": level for level, row in enumerate(LAYERS) for part in row.split()} | {"natf_bsd": -1}
-PURE = {"wire", "tables", "dns", "natd_bridge.pseudo", "effects", "names", "counters", "en", "router"}
+PURE = {
+    "wire",
+    "tables",
+    "dns",
+    "natd_bridge.pseudo",
+    "natd_bridge.clock",
+    "effects",
+    "names",
+    "counters",
+    "en",
+    "router",
+}
 OUTWARD = {"socket", "time", "select", "selectors", "logging", "threading", "subprocess", "asyncio"}
 
 
