@@ -8,6 +8,9 @@ How many are enough is not known, only bounded: the counter of the NAT's rule te
 looks at it. Let L be the bound on packet_limit at a look. If L packets pass after it, one of them is a packet_limit-th,
 and it samples unless the last sample was in the same second: the clock is then less than a second behind that look. And
 between two samples lie at most the packets of one second and packet_limit more.
+
+In the kernel all instances of `ipfw nat`, those of other jails too, have one clock and one packet_limit: the bounds
+hold if the instances that are not counted are quiet.
 """
 
 from __future__ import annotations
@@ -33,7 +36,11 @@ writing: 32 s in quiet. A UDP link lives for 60, so one that is used every 28 s 
 QUIET_INTERVAL: Final = 10.0
 BUSY_INTERVAL: Final = 2.0
 """Seconds between looks. All that is known of the packets between two is that they may have come in one second, so few
-looks in traffic mean many packets written: half as many as others send at 10 s, a twentieth at 2 s."""
+looks in traffic mean many packets written: where web pages are read three for four of others at 10 s, one for ten at
+2 s."""
+
+_BUSY: Final = 60.0
+"""Seconds after traffic in which it may well come back."""
 
 SILENCE: Final = 15.0
 """Seconds without a look at the counter after which a sample is forced on suspicion; with a fresh natd it was enough
@@ -94,7 +101,7 @@ class KeepAlive:
         self.forced = 0
         """How often as many packets were passed by the NAT as force a sample."""
         self._looks: list[_Look] = []
-        self._sampled_at = -float("inf")
+        self._sampled_at = self._busy_at = -float("inf")
         self._silent_at = now + SILENCE
         self._anew = False
         self._left = 0
@@ -127,6 +134,8 @@ class KeepAlive:
         else:
             self._look(total, now)
         self._silent_at = now + SILENCE
+        if self._looks[-1].packets > BURST:
+            self._busy_at = now
         if now - self._sampled_at > LATEST:
             self._force()
 
@@ -134,8 +143,8 @@ class KeepAlive:
         """When `note_packets` should be called next."""
         if not self._looks:
             return self._ready_at
-        last = self._looks[-1]
-        return last.at + (BUSY_INTERVAL if last.packets > BURST else QUIET_INTERVAL)
+        at = self._looks[-1].at
+        return at + (BUSY_INTERVAL if at - self._busy_at < _BUSY else QUIET_INTERVAL)
 
     def note_restart(self) -> None:
         """natd is another process since the last look: its clock is right, and its packet_limit the first one."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from hypothesis import strategies as st
 from natf_bsd.lab.ipfw_model import Libalias, SampledClock
 from natf_bsd.natd_bridge.clock import (
     BURST,
+    BUSY_INTERVAL,
     FIRST_LIMIT,
     LATEST,
     PATIENCE,
+    QUIET_INTERVAL,
     REST,
     SILENCE,
     KeepAlive,
@@ -26,7 +31,7 @@ from natf_bsd.natd_bridge.clock import (
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import build
 
-RECORDED = [
+RECORDED: list[dict[str, Any]] = [
     json.loads(line) for line in Path(__file__).with_name("freebsd_14_2_natd_time.jsonl").read_text().splitlines()
 ]
 G2 = parse_address("203.0.113.1")
@@ -42,6 +47,7 @@ class Router:
 
     now: float = 1000.0
     total: int = 0
+    writes: bool = True
     written: list[int] = field(default_factory=list)
     worst: float = 0.0
 
@@ -62,7 +68,7 @@ class Router:
 
     def pump(self) -> None:
         number = 0
-        while taken := self.keep.take(self.now):
+        while self.writes and (taken := self.keep.take(self.now)):
             self.packets(taken)
             self.keep.note_captured(taken)
             number += taken
@@ -147,6 +153,26 @@ def test_after_heavy_traffic_no_more_is_written_than_two_looks_saw() -> None:
     assert router.worst < LATEST + 5.0
 
 
+def pages(draw: random.Random) -> Iterator[int]:
+    """Packets in each second where web pages are read: about one in ten seconds, over three of them."""
+    while True:
+        whole = draw.randint(300, 3000)
+        yield from (whole // 2, whole // 3, whole // 6)
+        yield from (draw.randint(0, 5) for _ in range(draw.randint(2, 12)))
+
+
+def test_where_web_pages_are_read_one_packet_is_written_for_ten_of_others() -> None:
+    router = Router()
+    for number in itertools.islice(pages(random.Random(1)), 1800):
+        router.packets(number)
+        if router.now >= router.keep.next_look():
+            router.look()
+        router.now += 1.0
+    own = sum(router.written)
+    assert own < (router.total - own) / 10
+    assert router.worst <= LATEST + QUIET_INTERVAL
+
+
 patterns = st.lists(
     st.tuples(
         st.floats(0.0, 40.0),  # quiet before
@@ -205,6 +231,15 @@ def test_a_nat_that_is_older_than_we_are_is_caught_up_with_at_once(
     assert router.worst <= LATEST + cadence
 
 
+@given(patterns, patterns, cadences)
+def test_the_bound_holds_also_where_nothing_can_be_written(
+    quiet: list[tuple[float, int, float]], pattern: list[tuple[float, int, float]], cadence: float
+) -> None:
+    router = Router(writes=False)
+    play(router, [(wait, number % 20 + 1, duration) for wait, number, duration in quiet], cadence)
+    play(router, pattern, cadence)
+
+
 @given(patterns, st.sampled_from([5.0, 10.0, 15.0]))
 def test_a_burst_is_no_larger_than_what_others_sent_between_three_looks(
     pattern: list[tuple[float, int, float]], cadence: float
@@ -231,16 +266,15 @@ def test_a_restarted_natd_is_taken_for_a_new_one(
     assert router.worst <= LATEST + 10.0
 
 
-@given(patterns, patterns)
-def test_a_counter_that_began_anew_is_believed_from_then_on(
-    before: list[tuple[float, int, float]], after: list[tuple[float, int, float]]
-) -> None:
+@given(patterns)
+def test_a_counter_that_began_anew_is_believed_from_then_on(pattern: list[tuple[float, int, float]]) -> None:
     router = Router()
-    play(router, before, 10.0)
-    router.now += 1.0
-    router.keep.note_packets(router.total, router.now)
+    for _ in range(40):
+        router.packets(1000)
+        router.now += 10.0
+        router.keep.note_packets(router.total, router.now)
     router.total = 0
-    play(router, after, 10.0)
+    play(router, pattern, 10.0)
     assert router.worst <= LATEST + 10.0
 
 
@@ -313,6 +347,21 @@ def test_a_look_right_after_another_is_not_taken() -> None:
     router.now += 0.5
     router.look()
     assert router.keep.limit > before
+
+
+def test_looks_are_wanted_often_in_traffic_and_for_a_minute_after_it() -> None:
+    router = Router()
+    assert router.keep.next_look() <= router.now
+    for packets, after, interval in (
+        (BURST, 0.0, QUIET_INTERVAL),
+        (BURST + 1, 10.0, BUSY_INTERVAL),
+        (0, 59.0, BUSY_INTERVAL),
+        (0, 1.0, QUIET_INTERVAL),
+    ):
+        router.packets(packets)
+        router.now += after
+        router.keep.note_packets(router.total, router.now)
+        assert router.keep.next_look() == router.now + interval
 
 
 # What it is for: natd-time.jsonl.
