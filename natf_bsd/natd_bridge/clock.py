@@ -126,8 +126,8 @@ class KeepAlive:
         if self._looks and now - self._looks[-1].at < _SECOND:
             return
         if not self._looks:
-            # The NAT may be older than we are: packet_limit is no more than its first value, or half of what one
-            # second held (see `_bounded`).
+            # The NAT may be older than we are. A third of what one second held and packet_limit more is the next
+            # packet_limit: so it is never above its first value and above half of what a second held.
             known = min(total, _BEFORE)
             limit = max(FIRST_LIMIT, known // 2)
             self._looks.append(_Look(now, total, known, limit, limit))
@@ -151,7 +151,6 @@ class KeepAlive:
         if self._looks:
             last = self._looks[-1]
             self._looks = [_Look(last.at, last.total, 0, FIRST_LIMIT, FIRST_LIMIT)]
-            self._sampled_at = last.at - _SECOND
             self._anew = True
 
     def note_captured(self, number: int) -> None:
@@ -201,10 +200,11 @@ class KeepAlive:
         packets = total - last.total
         is_new_counter = packets < 0
         if is_new_counter:
-            packets = max(total, last.packets)
-        # A second may lie in two windows; the one of the last sample lies in those kept.
+            packets = total
+        # Most packets of one second, which may lie in two windows; that of the last sample lies in those kept. From
+        # there to the next sample pass these and packet_limit more, from any later one in this window fewer.
         busiest = max(map(sum, pairwise([*(look.packets for look in self._looks), packets])))
-        made = _bounded(busiest, last.limit)
+        made = max(1, (busiest + last.limit) // 3)
         look = _Look(now, total, packets, made, max(last.limit, made))
         if is_new_counter or self._anew:
             # Counted from here on only, but nothing is forgotten that makes the bounds larger.
@@ -227,14 +227,4 @@ class KeepAlive:
                 return
         if len(looks) > _MOST_LOOKS:
             first, second = looks[:2]
-            packets, made = first.packets + second.packets, max(first.made, second.made)
-            looks[:2] = [replace(second, packets=packets, made=made)]
-
-
-def _bounded(second: int, limit: int) -> int:
-    """The largest packet_limit that samples can set, if it was at most `limit` and no second held more than `second`.
-
-    From one sample to the next pass the rest of its second and at most packet_limit more; a third of that is the next
-    packet_limit, and again so for each sample that follows.
-    """
-    return max(1, (second + limit) // 3, second // 2)
+            looks[:2] = [replace(second, packets=first.packets + second.packets)]

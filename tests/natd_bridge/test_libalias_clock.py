@@ -253,6 +253,7 @@ def test_a_burst_is_no_larger_than_what_others_sent_between_three_looks(
 
 
 @given(patterns, patterns)
+@example([(0.0, 1, 1.0)], [(0.0, 1000, 0.0)])
 def test_a_restarted_natd_is_taken_for_a_new_one(
     before: list[tuple[float, int, float]], after: list[tuple[float, int, float]]
 ) -> None:
@@ -276,6 +277,60 @@ def test_a_counter_that_began_anew_is_believed_from_then_on(pattern: list[tuple[
     router.total = 0
     play(router, pattern, 10.0)
     assert router.worst <= LATEST + 10.0
+
+
+def test_a_counter_that_began_anew_costs_one_burst_at_most() -> None:
+    router = Router()
+    for _ in range(40):
+        router.packets(1000)
+        router.now += 10.0
+        router.look()
+    before = len(router.written)
+    router.total = 0
+    for _ in range(40):
+        router.packets(1000)
+        router.now += 10.0
+        router.look()
+    assert len(router.written) <= before + 1
+
+
+@given(patterns, st.integers(1, 10), patterns)
+def test_a_natd_that_did_not_answer_for_a_time_is_not_supposed_to_have_counted(
+    before: list[tuple[float, int, float]], looks: int, after: list[tuple[float, int, float]]
+) -> None:
+    router = Router()
+    play(router, before, 10.0)
+    for _ in range(looks):
+        router.now += 10.0
+        router.keep.note_packets(router.total, router.now)
+        router.total += router.keep.take(router.now)
+        assert router.keep.take(router.now + PATIENCE) == 0
+    router.worst = 0.0
+    play(router, after, 10.0)
+
+
+@pytest.mark.parametrize("between", ["many quiet looks", "a counter that began anew"])
+def test_the_packets_of_a_second_are_remembered_until_the_next_sample(between: str) -> None:
+    """1000 packets make a sample, 9000 more come in its second. The next sample, whenever it is, counts them all; and
+    behind it come, in its second, enough packets for a sample, which are none then.
+    """
+    router = Router(writes=False)
+    router.look()
+    router.now += 10.0
+    router.packets(10_000)
+    for _ in range(20 if between == "many quiet looks" else 2):
+        router.now += 10.0
+        router.look()
+    if between == "a counter that began anew":
+        router.total = 0
+    router.packets(333)
+    assert router.clock.limit == 3108
+    router.look()
+    router.now += 0.9
+    router.packets(4000)
+    router.now += 0.3
+    router.look()
+    assert router.keep.limit >= router.clock.limit == 3108
 
 
 # The writing.
@@ -325,6 +380,18 @@ def test_a_nat_that_gives_nothing_back_is_asked_again_at_the_next_look_only() ->
     assert keep.limit >= FIRST_LIMIT, "5000 counted packets prove nothing if it was dead"
     assert keep.take(10.0) == BURST
     assert keep.forced == 0
+
+
+def test_a_look_while_packets_are_being_written_does_not_begin_again() -> None:
+    keep = KeepAlive(G2, NOWHERE, 0.0)
+    keep.note_packets(0, 0.0)
+    number = taken(keep, 0.0)
+    assert taken(keep, 0.0) == BURST
+    keep.note_packets(2 * number, 1.0)
+    assert taken(keep, 1.0) == 0, "the burst took a second, as far as is known"
+    while more := taken(keep, 4.0):
+        number += more
+    assert number + BURST == FIRST_LIMIT
 
 
 def test_without_looks_at_the_counter_a_thousand_are_written_every_15_s() -> None:
