@@ -8,6 +8,9 @@ How many are enough is not known, only bounded: the counter of the NAT's rule te
 looks at it. Let L be the bound on packet_limit at a look. If L packets pass after it, one of them is a packet_limit-th,
 and it samples unless the last sample was in the same second: the clock is then less than a second behind that look. And
 between two samples lie at most the packets of one second and packet_limit more.
+
+In the kernel all instances of `ipfw nat`, those of other jails too, have one clock and one packet_limit: the bounds
+hold if the instances that are not counted are quiet.
 """
 
 from __future__ import annotations
@@ -33,7 +36,11 @@ writing: 32 s in quiet. A UDP link lives for 60, so one that is used every 28 s 
 QUIET_INTERVAL: Final = 10.0
 BUSY_INTERVAL: Final = 2.0
 """Seconds between looks. All that is known of the packets between two is that they may have come in one second, so few
-looks in traffic mean many packets written: half as many as others send at 10 s, a twentieth at 2 s."""
+looks in traffic mean many packets written: where web pages are read three for four of others at 10 s, one for ten at
+2 s."""
+
+_BUSY: Final = 60.0
+"""Seconds after traffic in which it may well come back."""
 
 SILENCE: Final = 15.0
 """Seconds without a look at the counter after which a sample is forced on suspicion; with a fresh natd it was enough
@@ -94,9 +101,9 @@ class KeepAlive:
         self.forced = 0
         """How often as many packets were passed by the NAT as force a sample."""
         self._looks: list[_Look] = []
-        self._sampled_at = -float("inf")
+        self._sampled_at = self._busy_at = -float("inf")
         self._silent_at = now + SILENCE
-        self._lost = False
+        self._anew = False
         self._left = 0
         self._flying = 0
         self._burst_at: float | None = None
@@ -119,14 +126,16 @@ class KeepAlive:
         if self._looks and now - self._looks[-1].at < _SECOND:
             return
         if not self._looks:
-            # The NAT may be older than we are: packet_limit is no more than its first value, or half of what one
-            # second held (see `_bounded`).
+            # The NAT may be older than we are. A third of what one second held and packet_limit more is the next
+            # packet_limit: so it is never above its first value and above half of what a second held.
             known = min(total, _BEFORE)
             limit = max(FIRST_LIMIT, known // 2)
             self._looks.append(_Look(now, total, known, limit, limit))
         else:
             self._look(total, now)
         self._silent_at = now + SILENCE
+        if self._looks[-1].packets > BURST:
+            self._busy_at = now
         if now - self._sampled_at > LATEST:
             self._force()
 
@@ -134,15 +143,15 @@ class KeepAlive:
         """When `note_packets` should be called next."""
         if not self._looks:
             return self._ready_at
-        last = self._looks[-1]
-        return last.at + (BUSY_INTERVAL if last.packets > BURST else QUIET_INTERVAL)
+        at = self._looks[-1].at
+        return at + (BUSY_INTERVAL if at - self._busy_at < _BUSY else QUIET_INTERVAL)
 
     def note_restart(self) -> None:
         """natd is another process since the last look: its clock is right, and its packet_limit the first one."""
         if self._looks:
             last = self._looks[-1]
             self._looks = [_Look(last.at, last.total, 0, FIRST_LIMIT, FIRST_LIMIT)]
-            self._sampled_at = last.at - _SECOND
+            self._anew = True
 
     def note_captured(self, number: int) -> None:
         """`number` keep-alive packets came back."""
@@ -178,7 +187,7 @@ class KeepAlive:
             return False
         if self._flying:
             # What the rule counts the NAT may not have seen. No use in more of it now.
-            self._lost = True
+            self._anew = True
             self._left = self._flying = 0
         elif not self._left:
             self.forced += 1
@@ -191,14 +200,15 @@ class KeepAlive:
         packets = total - last.total
         is_new_counter = packets < 0
         if is_new_counter:
-            packets = max(total, last.packets)
-        # A second may lie in two windows; the one of the last sample lies in those kept.
+            packets = total
+        # Most packets of one second, which may lie in two windows; that of the last sample lies in those kept. From
+        # there to the next sample pass these and packet_limit more, from any later one in this window fewer.
         busiest = max(map(sum, pairwise([*(look.packets for look in self._looks), packets])))
-        made = _bounded(busiest, last.limit)
+        made = max(1, (busiest + last.limit) // 3)
         look = _Look(now, total, packets, made, max(last.limit, made))
-        if is_new_counter or self._lost:
+        if is_new_counter or self._anew:
             # Counted from here on only, but nothing is forgotten that makes the bounds larger.
-            self._lost = False
+            self._anew = False
             self._looks = [replace(look, packets=busiest, made=look.limit)]
         else:
             self._looks.append(look)
@@ -217,14 +227,4 @@ class KeepAlive:
                 return
         if len(looks) > _MOST_LOOKS:
             first, second = looks[:2]
-            packets, made = first.packets + second.packets, max(first.made, second.made)
-            looks[:2] = [replace(second, packets=packets, made=made)]
-
-
-def _bounded(second: int, limit: int) -> int:
-    """The largest packet_limit that samples can set, if it was at most `limit` and no second held more than `second`.
-
-    From one sample to the next pass the rest of its second and at most packet_limit more; a third of that is the next
-    packet_limit, and again so for each sample that follows.
-    """
-    return max(1, (second + limit) // 3, second // 2)
+            looks[:2] = [replace(second, packets=first.packets + second.packets)]

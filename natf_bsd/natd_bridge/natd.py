@@ -60,12 +60,17 @@ class NatdBridge:
         self._counters["written"] += 1
 
     def read_batch(self) -> list[bytes]:
-        began = self._precise()
-        packets = self._capture.receive(_BATCH)
-        kept = self._without_keep_alives(packets)
-        if len(kept) < len(packets):
-            self._spent += (self._precise() - began) * (len(packets) - len(kept)) / len(packets)
-        return [bytes(packet.data) for packet in kept if self._is_pseudo(packet)]
+        found: list[bytes] = []
+        for packet in self._read_others():
+            if pseudo.parse_captured(packet.data) is None:
+                # Somebody else's packet with the marks by chance: it goes on as if nothing had been.
+                self._capture.send(packet)
+                self._counters["foreign"] += 1
+            else:
+                self._capture.drop(packet)
+                found.append(bytes(packet.data))
+        self._counters["captured"] += len(found)
+        return found
 
     def lifetime(self, protocol: int) -> int:
         """libalias's own timeouts, which nobody can change."""
@@ -75,11 +80,12 @@ class NatdBridge:
         return None if self._keep_alive is None else self._keep_alive.next_deadline()
 
     def tick(self, now: float) -> None:
-        number = 0 if self._keep_alive is None else self._keep_alive.take(now)
-        if self._keep_alive is None or not number:
+        keep_alive = self._keep_alive
+        number = 0 if keep_alive is None else keep_alive.take(now)
+        if keep_alive is None or not number:
             return
         began = self._precise()
-        packet = self._own(self._keep_alive.packet)
+        packet = self._own(keep_alive.packet)
         for _ in range(number):
             self._capture.send(packet)
         self._counters["keep_alive_written"] += number
@@ -101,27 +107,21 @@ class NatdBridge:
     def _own(self, data: bytes) -> Packet:
         return own_packet(data, Direction.OUT, after_rule=self._after, interface=self._received_on)
 
-    def _without_keep_alives(self, packets: list[Packet]) -> list[Packet]:
+    def _read_others(self) -> list[Packet]:
+        """What waits on the capture socket, without keep-alive packets: those are counted and dropped."""
         keep_alive = self._keep_alive
-        if keep_alive is None:
+        began = self._precise()
+        packets = self._capture.receive(_BATCH)
+        if keep_alive is None or not packets:
             return packets
-        kept = []
+        others = []
         for packet in packets:
             if keep_alive.is_ours(packet.data):
                 self._capture.drop(packet)
             else:
-                kept.append(packet)
-        number = len(packets) - len(kept)
+                others.append(packet)
+        number = len(packets) - len(others)
         keep_alive.note_captured(number)
         self._counters["keep_alive_captured"] += number
-        return kept
-
-    def _is_pseudo(self, packet: Packet) -> bool:
-        """Keep a pseudo-packet from going on; a packet of somebody else goes on as if nothing had been."""
-        if pseudo.parse_captured(packet.data) is None:
-            self._capture.send(packet)
-            self._counters["foreign"] += 1
-            return False
-        self._capture.drop(packet)
-        self._counters["captured"] += 1
-        return True
+        self._spent += (self._precise() - began) * number / len(packets)
+        return others

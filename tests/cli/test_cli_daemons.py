@@ -242,8 +242,10 @@ def test_cleanup_undoes_both_roles_while_no_daemon_can_start(host, root, monkeyp
     ran = []
 
     def run_process(argv, stdin):
-        ran.append(argv)
         assert [RoleLock.holder(host.run_dir, role) for role in ("en", "router")] == [os.getpid()] * 2
+        if argv in ran:
+            return Completed(1, "", "there is no other")
+        ran.append(argv)
         return Completed(0, "", "")
 
     undo = runner.undo

@@ -19,6 +19,7 @@ LAYERS = (
     "wire",
     "tables",
     "dns natd_bridge.pseudo",
+    "natd_bridge.clock",
     "effects config",
     "en router",
     "divert ops",
@@ -33,7 +34,18 @@ LAYERS = (
 )
 """From the bottom. A part imports itself and what is below it, not its neighbour; the longest name that fits counts."""
 LEVEL = {f"natf_bsd.{part}": level for level, row in enumerate(LAYERS) for part in row.split()} | {"natf_bsd": -1}
-PURE = {"wire", "tables", "dns", "natd_bridge.pseudo", "effects", "names", "counters", "en", "router"}
+PURE = {
+    "wire",
+    "tables",
+    "dns",
+    "natd_bridge.pseudo",
+    "natd_bridge.clock",
+    "effects",
+    "names",
+    "counters",
+    "en",
+    "router",
+}
 OUTWARD = {"socket", "time", "select", "selectors", "logging", "threading", "subprocess", "asyncio"}
 
 

@@ -42,6 +42,16 @@ class SampledClock:
         self._packets = 0
         self._limit = _FIRST_PACKET_LIMIT
 
+    @property
+    def limit(self) -> int:
+        """packet_limit of alias_db.c; no program can ask for it."""
+        return self._limit
+
+    @property
+    def time(self) -> float:
+        """LibAliasTime of alias_db.c: when it looked last."""
+        return self._time
+
     def tick(self) -> float:
         """The time libalias believes it is when the next packet comes."""
         self._packets += 1
