@@ -13,7 +13,7 @@ import pytest
 from tests.vagrant.machines import LAB, MACHINES, ROOT, SHELL_SCRIPTS, VAGRANT, environment, links
 
 STAND_IN = Path(__file__).parent / "data" / "stand_in"
-COMMANDS = ("sysrc", "pkg", "ifconfig", "route", "sysctl", "kenv", "hostname", "pw", "service", "python3.11")
+COMMANDS = ("sysrc", "pkg", "ifconfig", "route", "sysctl", "kenv", "hostname", "pw", "service", "make", "python3.11")
 SHELL = shutil.which("dash") or "/bin/sh"
 LOOKS = ("sysrc -in", "pkg -N", "pkg info", "route -n get", "sysctl -n", "kenv -q", "pw usershow")
 BOX_INTERFACE = {"eth0": "em1", "wan": "vtnet1", "lan": "vtnet2"}
@@ -41,10 +41,10 @@ class Box:
         for command in COMMANDS:
             (self._bin / command).symlink_to(STAND_IN)
         self._source.mkdir()
-        for name in ("vagrant", "setup.cfg", "pyproject.toml"):
+        for name in ("vagrant", "setup.cfg", "pyproject.toml", "Makefile", "tools"):
             (self._source / name).symlink_to(ROOT / name)
-        self.write(self._source / "natf_bsd" / "__init__.py", "")
-        self.write(self._source / "rc.d" / "natf_router", "#!/bin/sh\n")
+        for folder in ("natf_bsd", "rc.d"):
+            self.write(self._source / folder / "file", "")
         self.write(self.root / "var/db/dhclient.leases.em0", LEASE)
         self.write(self.root / "etc/resolv.conf", "nameserver 10.0.2.3\n")
         self.write(self.root / "usr/libexec/ftpd", "").chmod(0o755)
@@ -188,7 +188,6 @@ def test_the_router_is_an_ordinary_one_with_natd_and_ours(tmp_path: Path) -> Non
     assert calls.index("kenv net.inet.ip.fw.default_to_accept=1") < calls.index("service ipfw restart")
     assert calls.index("service ipfw restart") < calls.index("service natf_router restart")
     assert box.text("usr/local/etc/natf.act") == (VAGRANT / "hosts/router/natf.act").read_text()
-    assert os.access(box.root / "usr/local/etc/rc.d/natf_router", os.X_OK)
 
 
 def test_the_external_node_has_no_tso_and_no_nat(tmp_path: Path) -> None:
@@ -222,8 +221,9 @@ def test_a_new_configuration_restarts_what_reads_it(box: Box) -> None:
 def test_a_changed_checkout_is_installed_and_what_runs_started_anew(box: Box) -> None:
     box.provision()
     box.write(box.root.parent / "source" / "natf_bsd" / "new.py", "")
-    install, *restarts = box.provision()
-    assert install.startswith("python3.11 -m pip install")
+    pip, make, *restarts = box.provision()
+    assert pip.startswith("python3.11 -m pip install")
+    assert make == f"make -s install DESTDIR={box.root} PREFIX=/usr/local"
     assert restarts == [{"router": "service natf_router restart", "alice": "service natf_lab restart"}[box.machine]]
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# This checkout, as `make install` and pip put it: the package for Python, the scripts of rc.d/ for rc(8).
+# This checkout: the package for Python by pip, everything for rc(8) by `make install`.
 set -eu
 # shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
@@ -7,26 +7,22 @@ set -eu
 cd "$NATF_SOURCE"
 
 contents() {
-    find natf_bsd rc.d setup.cfg pyproject.toml -type f ! -name '*.pyc' | sort | xargs cksum | cksum
+    find natf_bsd rc.d tools Makefile setup.cfg pyproject.toml -type f ! -name '*.pyc' | sort | xargs cksum | cksum
 }
 
-# Only a changed checkout is installed.
-put /var/db/natf-checkout <<END
-$(contents)
-END
-[ -n "$changed" ] || exit 0
+installed=/var/db/natf-checkout
+wanted=$(contents)
+[ "$(cat "$root$installed" 2>/dev/null)" != "$wanted" ] || exit 0
 
 # No package is fetched: packages.sh has installed what setup.cfg names. The variable is for a pip that otherwise leaves
 # the system's Python alone.
 env PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore "$NATF_PYTHON" -m pip install --quiet \
-    --no-index --no-deps --no-build-isolation --force-reinstall . || {
-    rm "$root/var/db/natf-checkout"
+    --no-index --no-deps --no-build-isolation --force-reinstall . ||
     fail "pip could not install $NATF_SOURCE"
-}
-mkdir -p "$root/usr/local/etc/rc.d"
-for script in rc.d/*; do
-    install -m 555 "$script" "$root/usr/local/etc/$script"
-done
+make -s install DESTDIR="$root" PREFIX=/usr/local
+put $installed <<END
+$wanted
+END
 
 # What runs has the old one in memory. On a new machine nothing does: the next steps start it.
 for script in "$root"/usr/local/etc/rc.d/natf_*; do
