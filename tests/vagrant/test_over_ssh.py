@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tests.vagrant.over_ssh import reason
+import pytest
+
+from tests.vagrant import over_ssh
 
 lab: Any = None
 
@@ -12,10 +15,6 @@ lab: Any = None
 def captures() -> None:
     with lab.capture("en", "eth0"):
         pass
-
-
-def asks_linux() -> None:
-    lab.exec("router", ["iptables", "-S"])
 
 
 def compares_processes() -> None:
@@ -26,11 +25,23 @@ def fetches() -> None:
     lab.exec("en", ["curl", "http://alice.home.example.net/"])
 
 
-def test_a_test_that_only_runs_programs_runs() -> None:
-    assert reason(fetches) is None
+def reason(request: pytest.FixtureRequest, function: Callable[[], None], *marks: pytest.MarkDecorator) -> str | None:
+    item = pytest.Function.from_parent(request.node.parent, name=function.__name__, callobj=function)
+    for mark in marks:
+        item.add_marker(mark)
+    return over_ssh.reason(item)
 
 
-def test_what_only_one_machine_can_do_is_left_out_with_its_reason() -> None:
-    assert "packets while they pass" in str(reason(captures))
-    assert "kernel of Linux" in str(reason(asks_linux))
-    assert "process ids" in str(reason(compares_processes))
+def test_a_test_that_only_runs_programs_runs(request: pytest.FixtureRequest) -> None:
+    assert reason(request, fetches) is None
+
+
+def test_what_only_one_machine_can_do_is_left_out_with_its_reason(request: pytest.FixtureRequest) -> None:
+    assert "packets while they pass" in str(reason(request, captures))
+    assert "process ids" in str(reason(request, compares_processes))
+
+
+def test_what_is_for_linux_alone_is_left_out(request: pytest.FixtureRequest) -> None:
+    request.config.addinivalue_line("markers", "linux(reason): needs Linux, for the reason given")
+    linux = pytest.mark.linux("it has TUN devices")
+    assert reason(request, fetches, linux) == "the machines are FreeBSD's: it has TUN devices"

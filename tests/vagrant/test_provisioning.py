@@ -244,7 +244,7 @@ def test_what_is_served_where(tmp_path: Path) -> None:
 
 
 def test_a_system_without_ftpd_does_without(tmp_path: Path) -> None:
-    """FreeBSD 15 moved it to the ports."""
+    """ftpd(8) of FreeBSD 14 says that it is deprecated."""
     box = Box(tmp_path, "alice")
     (box.root / "usr/libexec/ftpd").unlink()
     box.provision()

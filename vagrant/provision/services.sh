@@ -6,7 +6,7 @@ set -eu
 
 ftp() {
     if [ ! -x "$root/usr/libexec/ftpd" ]; then
-        say 'this base system has no ftpd: no FTP here'
+        say 'the base system has no ftpd: no FTP here'
         return
     fi
     set_rc ftpd_enable YES
