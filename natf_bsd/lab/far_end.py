@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from natf_bsd.errors import NatfError
+from natf_bsd.ops import control
+
 SEARCH_PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 """Where FreeBSD and its packages keep commands; sudo(8) may have left only a part of it."""
 
@@ -95,6 +98,14 @@ def processes(run_dir: Path) -> None:
     json.dump([[*found, _command(found[2])] for found in _running(run_dir)], sys.stdout)
 
 
+def daemon(run_dir: Path, socket: str) -> None:
+    """The process id of the daemon that answers at a control socket; null if there is none."""
+    try:
+        json.dump(int(control.ask(Path(socket), "status")["process"]), sys.stdout)
+    except NatfError:
+        json.dump(None, sys.stdout)
+
+
 def end(run_dir: Path) -> None:
     """End every process and remove `run_dir`."""
     for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
@@ -150,7 +161,7 @@ def _kill_group(process: int, number: signal.Signals) -> None:
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {
-    action.__name__: action for action in (run, lifeline, put, get, processes, end)
+    action.__name__: action for action in (run, lifeline, put, get, processes, daemon, end)
 }
 
 

@@ -46,8 +46,9 @@ class VagrantPlatform:
             return f"{SSH_CONFIG} does not exist; vagrant/e2e makes it when the machines are up"
         return None
 
-    def lacks_for_daemons(self) -> str | None:
-        return None
+    def lacks_for_daemons(self) -> str:
+        """What the demo would need; the daemons miss nothing."""
+        return "packets cannot be watched over ssh as they pass; vagrant/e2e is what tries the machines"
 
     def description(self) -> str:
         return "FreeBSD machines of vagrant/, ipfw and natd, by ssh"
@@ -82,18 +83,18 @@ class VagrantPlatform:
         """By the process ids of their relays: it is those one waits for and signals."""
         return [HostProcess(host, int(token), command) for host, token, _, command in self._running()]
 
-    def pid_here(self, host: str, pid: int) -> int | None:
-        """The relay of the process that `host` calls `pid`."""
-        found = (int(token) for its_host, token, there, _ in self._running() if (its_host, there) == (host, pid))
-        return next(found, None)
+    def daemon_at(self, host: str, socket: Path) -> int | None:
+        """The relay of the daemon on `host` that answers at `socket`."""
+        machine = self._machine(_machine_of(host))
+        pid = json.loads(machine.ask("daemon", socket=str(socket)))
+        return next((int(token) for _, token, there, _ in _processes(machine) if there == pid), None)
 
     def machine(self) -> list[str]:
         return []
 
     def _running(self) -> Iterator[tuple[str, str, int, str]]:
         for name in sorted(path.name.removeprefix("ssh-") for path in self.run_dir.glob("ssh-*")):
-            for token, host, pid, command in json.loads(self._machine(name).ask("processes")):
-                yield host, token, pid, command
+            yield from _processes(self._machine(name))
 
     def _names(self, topology: Topology) -> list[str]:
         return list(dict.fromkeys(_machine_of(host.name) for host in topology.hosts))
@@ -124,6 +125,12 @@ class VagrantPlatform:
         done = subprocess.run((*self._ssh(name), "-O", command, name), capture_output=True, text=True, check=False)
         if done.returncode and self._socket(name).is_socket():
             raise NatfError(f"{name}: {done.stderr.strip()}")
+
+
+def _processes(machine: relay.Machine) -> Iterator[tuple[str, str, int, str]]:
+    """Host, token, process id there, command."""
+    for token, host, pid, command in json.loads(machine.ask("processes")):
+        yield host, token, pid, command
 
 
 def _facts() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.vagrant.machines import LAB, MACHINES, ROOT, SHELL_SCRIPTS, VAGRANT, 
 STAND_IN = Path(__file__).parent / "data" / "stand_in"
 COMMANDS = ("sysrc", "pkg", "ifconfig", "route", "sysctl", "kenv", "hostname", "pw", "service", "make", "python3.11")
 SHELL = shutil.which("dash") or "/bin/sh"
-LOOKS = ("sysrc -in", "pkg -N", "pkg info", "route -n get", "sysctl -n", "kenv -q", "pw usershow")
+LOOKS = ("sysrc -in", "pkg -N", "pkg info", "route -n get", "sysctl -n", "kenv -q", "pw user show")
 BOX_INTERFACE = {"eth0": "em1", "wan": "vtnet1", "lan": "vtnet2"}
 """What a box calls the interfaces of our links."""
 
@@ -43,7 +43,7 @@ class Box:
         self._source.mkdir()
         for name in ("vagrant", "setup.cfg", "pyproject.toml", "Makefile", "tools"):
             (self._source / name).symlink_to(ROOT / name)
-        for folder in ("natf_bsd", "rc.d"):
+        for folder in ("natf_bsd", "rc.d", "etc", "docs"):
             self.write(self._source / folder / "file", "")
         self.write(self.root / "var/db/dhclient.leases.em0", LEASE)
         self.write(self.root / "etc/resolv.conf", "nameserver 10.0.2.3\n")

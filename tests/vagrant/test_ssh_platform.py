@@ -159,9 +159,26 @@ def test_what_runs_is_known_by_its_process_here(platform: VagrantPlatform) -> No
     process = started(platform, "alice", "echo ready; exec sleep 1000")
     [found] = platform.processes()
     assert (found.host, found.pid, found.command) == ("alice", process.pid, "sleep 1000")
-    [(_, _, there, _)] = platform._running()
-    assert platform.pid_here("alice", there) == process.pid
-    assert platform.pid_here("bob", there) is None
+    process.kill()
+    process.communicate()
+
+
+DAEMON = """
+import os, pathlib, sys
+from natf_bsd.ops.control import ControlServer
+from natf_bsd.ops.loop import Loop
+loop = Loop(lambda: None, lambda now: None)
+server = ControlServer(pathlib.Path(sys.argv[1]), loop, {"status": lambda request: {"process": os.getpid()}})
+print("ready", flush=True)
+loop.run()
+"""
+
+
+def test_a_daemon_is_known_by_its_process_here(platform: VagrantPlatform) -> None:
+    socket = platform.run_dir / "router.sock"
+    assert platform.daemon_at("router", socket) is None
+    process = started(platform, "router", f"exec {sys.executable} -c '{DAEMON}' {socket}")
+    assert platform.daemon_at("router", socket) == process.pid
     process.kill()
     process.communicate()
 

@@ -42,7 +42,7 @@ put() {
 # put_line FILE LINE: append it unless it is there.
 put_line() {
     mkdir -p "$root${1%/*}"
-    grep -qFx -- "$2" "$root$1" 2>/dev/null && return
+    grep -qFx -e "$2" "$root$1" 2>/dev/null && return
     printf '%s\n' "$2" >>"$root$1"
     say "$1: $2"
     changed=yes

@@ -1,13 +1,14 @@
 #!/bin/sh
+# shellcheck disable=SC1091,SC2034,SC2154 # what lib.sh sets and reads
+#
 # This checkout: the package for Python by pip, everything for rc(8) by `make install`.
 set -eu
-# shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
 
 cd "$NATF_SOURCE"
 
 contents() {
-    find natf_bsd rc.d tools Makefile setup.cfg pyproject.toml -type f ! -name '*.pyc' | sort | xargs cksum | cksum
+    find natf_bsd rc.d etc docs tools Makefile setup.cfg pyproject.toml -type f ! -name '*.pyc' | sort | xargs cksum | cksum
 }
 
 installed=/var/db/natf-checkout

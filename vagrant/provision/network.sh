@@ -1,8 +1,9 @@
 #!/bin/sh
+# shellcheck disable=SC1091,SC2034,SC2154 # what lib.sh sets and reads
+#
 # Interfaces named and addressed as in the lab, default route and name server inside it. Vagrant's own interface, by
 # which its ssh comes in from a neighbour on the same network, needs neither and stays as it is.
 set -eu
-# shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
 
 # Between virtual machines checksums may stay unfinished and segments joined, which no divert socket can use.

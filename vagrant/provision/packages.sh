@@ -1,8 +1,9 @@
 #!/bin/sh
+# shellcheck disable=SC1091,SC2034,SC2154 # what lib.sh sets and reads
+#
 # What comes from pkg. The only step that needs the world: for as long as it installs, the default route and the name
 # server are those that DHCP gave on Vagrant's own interface. network.sh, which is next, leads back into the lab.
 set -eu
-# shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
 
 # lease OPTION: the newest value that dhclient got.

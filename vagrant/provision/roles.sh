@@ -1,7 +1,8 @@
 #!/bin/sh
+# shellcheck disable=SC1091,SC2034,SC2154 # what lib.sh sets and reads
+#
 # ipfw and the daemons of NATF_ROLES, "en" and "router", with their configuration from vagrant/hosts.
 set -eu
-# shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
 
 # An ordinary home router of FreeBSD: it forwards, and natd translates on the outer interface.

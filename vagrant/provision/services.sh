@@ -1,7 +1,8 @@
 #!/bin/sh
+# shellcheck disable=SC1091,SC2034,SC2154 # what lib.sh sets and reads
+#
 # The servers of NATF_SERVICES, "KIND:NAME:PORT" each: http and udp-echo by rc.d/natf_lab, ftp by the base system.
 set -eu
-# shellcheck source=vagrant/provision/lib.sh
 . "$NATF_SOURCE/vagrant/provision/lib.sh"
 
 ftp() {
@@ -10,7 +11,7 @@ ftp() {
         return
     fi
     set_rc ftpd_enable YES
-    pw usershow ftp >/dev/null 2>&1 || pw useradd ftp -d /var/ftp -s /usr/sbin/nologin -c 'anonymous FTP'
+    pw user show ftp >/dev/null 2>&1 || pw user add ftp -d /var/ftp -s /usr/sbin/nologin -c 'anonymous FTP'
     put /var/ftp/hello <<END
 This is $NATF_HOST's file.
 END
