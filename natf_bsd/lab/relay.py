@@ -67,7 +67,7 @@ class Carrier:
 
     def there(self) -> None:
         """Files that are new or changed here, and the removal of those that are gone."""
-        if self._changes(self._known()) == ([], []):
+        if self._changes(self._known()) == ({}, []):
             return
         with self._locked():
             known = self._known()
@@ -75,7 +75,7 @@ class Carrier:
             files = {name: _packed(self._directory / name) for name in changed}
             self._machine.ask("put", json.dumps(files), removed=removed)
             kept = {name: stamp for name, stamp in known.items() if name not in removed}
-            self._record.write_text(json.dumps(kept | {name: _stamp(self._directory / name) for name in changed}))
+            self._record.write_text(json.dumps(kept | changed))
 
     def back(self) -> None:
         """Files that are there and not here."""
@@ -89,9 +89,10 @@ class Carrier:
             stamps = {name: _stamp(self._directory / name) for name in files}
             self._record.write_text(json.dumps(self._known() | stamps))
 
-    def _changes(self, known: dict[str, list[int]]) -> tuple[list[str], list[str]]:
+    def _changes(self, known: dict[str, list[int]]) -> tuple[dict[str, list[int]], list[str]]:
+        """Stamps of the new and changed, taken before they are read: what changes after that is carried once more."""
         here = {path.name: _stamp(path) for path in self._directory.iterdir() if path.is_file()}
-        changed = [name for name, stamp in here.items() if stamp[1] <= _LARGEST and known.get(name) != stamp]
+        changed = {name: stamp for name, stamp in here.items() if stamp[1] <= _LARGEST and known.get(name) != stamp}
         return changed, [name for name in known if name not in here]
 
     def _known(self) -> dict[str, list[int]]:
