@@ -45,6 +45,12 @@ class Figure1Lab(Lab):
         return self
 
     @property
+    def resolvers(self) -> list[str]:
+        """The addresses under which programs of the lab ask its DNS servers, whatever name servers the host has."""
+        served = self.platform.name_servers(self.topology).values()
+        return sorted({self.topology.nameserver, *(address for addresses in served for address in addresses)})
+
+    @property
     def act(self) -> Path:
         """The router's access control table, to be edited while it runs."""
         return self.run_dir / "natf.act"
@@ -65,7 +71,7 @@ class Figure1Lab(Lab):
     def start_en(self, **settings: object) -> LabProcess:
         """Start the external node's daemon, with `settings` if any are given, and return when it is ready.
 
-        NatfError with its output when it ends or takes more than 10 s.
+        NatfError with its output when it ends or takes more than a minute.
         """
         self.en = self._start("en", settings)
         return self.en
@@ -104,7 +110,10 @@ class Figure1Lab(Lab):
         if role == "router":
             return {"interface": "wan", "act": str(self.act), "run_dir": run_dir}
         domains = list(self.topology.zone.domains)
-        return {"interface": "eth0", "home_domains": domains, "run_dir": run_dir, "state_dir": f"{run_dir}/state"}
+        settings: dict[str, object] = {"interface": "eth0", "home_domains": domains}
+        settings |= {"run_dir": run_dir, "state_dir": f"{run_dir}/state"}
+        asked = self.resolvers
+        return settings | ({"resolvers": asked} if asked != [self.topology.nameserver] else {})
 
 
 def instances() -> list[str]:
