@@ -19,7 +19,7 @@ from natf_bsd.lab.jail_commands import Means, Names, NatKind
 from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
 from natf_bsd.lab.processes import end
 from natf_bsd.lab.topology import FIGURE1, Topology
-from natf_bsd.ops import resolvers
+from natf_bsd.ops.resolvers import RESOLV_CONF, name_servers
 from natf_bsd.types import format_address
 
 ROOT = Path("/var/run/natf-lab")
@@ -68,7 +68,7 @@ class JailPlatform:
         if os.geteuid() != 0:
             return "labs of jails need root"
         try:
-            nat, asked = nat_kind(os.environ), asked_name_servers()
+            nat, asked = nat_kind(os.environ), asked_name_servers(RESOLV_CONF)
         except NatfError as error:
             return str(error)
         return obstacle(nat, self._run) or commands.clash(FIGURE1, asked)
@@ -107,7 +107,7 @@ class JailPlatform:
         return self._names.jail(host)
 
     def name_servers(self, topology: Topology) -> Mapping[str, Sequence[str]]:
-        return commands.name_servers(topology, asked_name_servers())
+        return commands.name_servers(topology, asked_name_servers(RESOLV_CONF))
 
     def exec_argv(self, host: str, argv: Sequence[str], cwd: Path) -> list[str]:
         more = f"{SYSTEM_DIRS}:{self._bin}"
@@ -160,16 +160,16 @@ def nat_kind(environment: Mapping[str, str]) -> NatKind:
         raise NatfError(f"{NAT_VARIABLE}={value}: expected {known}") from None
 
 
-def asked_name_servers(path: Path = resolvers.RESOLV_CONF) -> tuple[str, ...]:
+def asked_name_servers(path: Path) -> tuple[str, ...]:
     """The IPv4 name servers that programs on this machine ask, and those in jails too; 127.0.0.1 without any file."""
-    found = resolvers.name_servers(path.read_text(errors="replace") if path.exists() else "")
+    found = name_servers(path.read_text(errors="replace") if path.exists() else "")
     return tuple(sorted(map(format_address, found)))
 
 
 def means(run: runner.Run) -> Means:
     """What a lab made now would be made of."""
     bridge = run(("kldstat", "-q", "-m", "if_bridge"), None).status == 0
-    return Means(bridge, nat_kind(os.environ), asked_name_servers())
+    return Means(bridge, nat_kind(os.environ), asked_name_servers(RESOLV_CONF))
 
 
 def obstacle(nat: NatKind, run: runner.Run) -> str | None:
