@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
-from natf_bsd.lab.figure1 import Figure1Lab, instances
+from natf_bsd.lab.figure1 import Figure1Lab
+from tests.lab_platform import own_lab, remove_remains
 
 IS_FREEBSD = sys.platform.startswith("freebsd")
 _MARKERS = {
@@ -53,24 +53,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.fixture(scope="module")
 def figure1() -> Iterator[Figure1Lab]:
     """The paper's figure 1, up, daemons not started: one for all tests of a file."""
-    _remove_remains()
-    with Figure1Lab(f"test-{os.getpid()}") as lab:
+    remove_remains()
+    with own_lab() as lab, lab:
         yield lab
-
-
-def _remove_remains() -> None:
-    """Of test runs that were killed."""
-    for instance in instances():
-        pid = instance.removeprefix("test-")
-        if pid.isdigit() and not _runs(int(pid)):
-            Figure1Lab(instance).down()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

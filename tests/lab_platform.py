@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +27,42 @@ def addresses(lab: Figure1Lab, name: str) -> list[str]:
 def resolve(lab: Figure1Lab, name: str) -> str:
     """The first of `addresses`."""
     return addresses(lab, name)[0]
+
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def own_lab() -> Iterator[Figure1Lab]:
+    """A lab of an instance that nobody else has, not up; inside, other test runs do not take it for remains."""
+    lab = Figure1Lab(f"test-r{secrets.token_hex(4)}")
+    lock = lab.run_dir.with_suffix(_LOCK)
+    with _held(lock):
+        yield lab
+        lock.unlink()
+    with suppress(OSError):
+        lock.parent.rmdir()
+
+
+def remove_remains() -> None:
+    """Of test runs that were killed: nobody holds the lock of their labs, in whatever process namespace they ran."""
+    for lock in Figure1Lab().run_dir.parent.glob(f"test-*{_LOCK}"):
+        with suppress(BlockingIOError), _held(lock, fcntl.LOCK_NB):
+            Figure1Lab(lock.stem).down()
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(lock: Path, wait: int = 0) -> Iterator[None]:
+    """Whoever had the lock before may have removed its file: then once more."""
+    lock.parent.mkdir(mode=0o700, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | wait)
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            yield
+            return
+    with _held(lock, wait):
+        yield
 
 
 class Site(Protocol):

@@ -10,7 +10,6 @@ Usage::
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import tomlkit
 
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.lab import Lab, LabProcess
-from natf_bsd.lab.platform import FIRST_INSTANCE, lab_platform
+from natf_bsd.lab.platform import FIRST_INSTANCE
 from natf_bsd.lab.topology import FIGURE1
 from natf_bsd.ops import control
 
@@ -114,11 +113,3 @@ class Figure1Lab(Lab):
         settings |= {"run_dir": run_dir, "state_dir": f"{run_dir}/state"}
         asked = self.resolvers
         return settings | ({"resolvers": asked} if asked != [self.topology.nameserver] else {})
-
-
-def instances() -> list[str]:
-    """The names of the labs of this user that are up, or were when something went wrong."""
-    try:
-        return sorted(entry.name for entry in os.scandir(lab_platform(FIRST_INSTANCE).run_dir.parent) if entry.is_dir())
-    except OSError:
-        return []

@@ -130,8 +130,21 @@ def test_the_number_of_remembered_queries_is_bounded(bench) -> None:
         bench.ask(ALICE, ident=ident)
     assert bench.count("dns.sent.query") == MAXIMUM
     assert bench.count("dns.sent.query_forgotten") == 2
-    assert bench.answered(answer_to(ALICE, "203.0.113.1", ident=0)) is not None
-    assert bench.answered(answer_to(ALICE, "203.0.113.1", ident=MAXIMUM)) is None
+    assert bench.answered(answer_to(ALICE, "203.0.113.1", ident=0)) is None, "the oldest had to go"
+    assert bench.answered(answer_to(ALICE, "203.0.113.1", ident=MAXIMUM)) is not None
+
+
+def test_a_server_that_is_a_resolver_by_now_is_believed_from_the_first_query_on(bench) -> None:
+    """resolv.conf was rewritten a moment ago: the look at it every ten seconds would come too late."""
+    server, lookups = bench.SERVER, bench.core.lookups
+    lookups.resolvers = frozenset()
+
+    def follow() -> None:
+        lookups.resolvers = frozenset((server.address,))
+
+    lookups.follow = follow
+    seen = dns.message.from_wire(bench.dns(answer_to(ALICE, "203.0.113.1")))
+    assert seen.answer[0][0].address.startswith("240.")
 
 
 def test_a_virtual_address_for_our_name_is_believed_from_this_host_alone(bench) -> None:

@@ -17,23 +17,21 @@ from natf_bsd.errors import NatfError
 from natf_bsd.lab import lab as lab_module
 from natf_bsd.lab import services
 from natf_bsd.lab.demo import digest
-from natf_bsd.lab.figure1 import ACT, Figure1Lab, instances
+from natf_bsd.lab.figure1 import ACT, Figure1Lab
 from natf_bsd.lab.services import big_digest
-from tests.lab_platform import HERE, addresses
+from tests.lab_platform import HERE, addresses, own_lab
 
 pytestmark = pytest.mark.lab
 
 CURL = ("curl", "-sS", "--max-time", "10")
-NAME = f"test-{os.getpid()}x"
-"""An instance of our own beside the fixture's."""
 
 
 @pytest.fixture
 def own() -> Iterator[Figure1Lab]:
-    """Not up; gone afterwards whatever the test does to it."""
-    lab = Figure1Lab(NAME)
-    yield lab
-    lab.down()
+    """One beside the fixture's; not up, gone afterwards whatever the test does to it."""
+    with own_lab() as lab:
+        yield lab
+        lab.down()
 
 
 def test_names_resolve_by_the_labs_own_server(figure1: Figure1Lab) -> None:
@@ -152,16 +150,15 @@ def test_another_process_uses_a_lab_that_is_up(figure1: Figure1Lab) -> None:
     before = {process.pid for process in other.platform.processes()}
     other.up()
     assert {process.pid for process in other.platform.processes()} == before
-    assert other.instance in instances()
 
 
 def test_down_leaves_nothing(own: Figure1Lab) -> None:
-    before = HERE.traces(NAME)
+    before = HERE.traces(own.instance)
     own.up()
     own.spawn("en", ["sleep", "1000"])
-    during = HERE.traces(NAME)
+    during = HERE.traces(own.instance)
     own.down()
-    assert HERE.traces(NAME) == before
+    assert HERE.traces(own.instance) == before
     assert len(during["processes"]) > 10
     assert during["files"]
     own.down()
@@ -171,7 +168,7 @@ def test_down_leaves_nothing(own: Figure1Lab) -> None:
 def test_root_enters_hosts_with_the_systems_own_tools(own: Figure1Lab) -> None:
     own.up()
     location = own.platform.location("alice")
-    assert location in HERE.traces(NAME)["hosts"]
+    assert location in HERE.traces(own.instance)["hosts"]
     command = HERE.shell(location, ["sh", "-c", "echo inside; exec sleep 1000"])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
@@ -181,8 +178,9 @@ def test_root_enters_hosts_with_the_systems_own_tools(own: Figure1Lab) -> None:
 
 
 def test_down_after_the_maker_was_killed(own: Figure1Lab) -> None:
-    before = HERE.traces(NAME)
-    script = f"from natf_bsd.lab.figure1 import Figure1Lab; Figure1Lab({NAME!r}).up(); print('up', flush=True); input()"
+    before = HERE.traces(own.instance)
+    up = f"Figure1Lab({own.instance!r}).up(); print('up', flush=True); input()"
+    script = f"from natf_bsd.lab.figure1 import Figure1Lab; {up}"
     environment = os.environ | {"PYTHONPATH": str(lab_module.SOURCE)}
     maker = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
@@ -193,9 +191,9 @@ def test_down_after_the_maker_was_killed(own: Figure1Lab) -> None:
         maker.kill()
         maker.wait()
     assert own.is_up()
-    assert HERE.traces(NAME) != before
+    assert HERE.traces(own.instance) != before
     own.down()
-    assert HERE.traces(NAME) == before
+    assert HERE.traces(own.instance) == before
 
 
 def test_processes_that_ignore_sigterm_end_too(own: Figure1Lab) -> None:
@@ -225,11 +223,11 @@ def test_without_dnsmasq_the_names_are_the_same(own: Figure1Lab, monkeypatch: py
 
 
 def test_a_failure_while_making_shows_logs_and_leaves_nothing(own: Figure1Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = HERE.traces(NAME)
+    before = HERE.traces(own.instance)
     monkeypatch.setattr(own, "_wait_for_network", lambda: own.topology.host("mallory"))
     with pytest.raises(NatfError, match=r"no host 'mallory'[^\0]*--- alice-http\nready"):
         own.up()
-    assert HERE.traces(NAME) == before
+    assert HERE.traces(own.instance) == before
 
 
 def test_leaving_by_an_exception_shows_the_logs(own: Figure1Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +254,7 @@ def test_a_lab_that_is_not_up_says_how_to_get_one(own: Figure1Lab) -> None:
 
 
 def test_two_at_the_same_time_make_one_lab(own: Figure1Lab) -> None:
-    script = f"from natf_bsd.lab.figure1 import Figure1Lab; Figure1Lab({NAME!r}).up()"
+    script = f"from natf_bsd.lab.figure1 import Figure1Lab; Figure1Lab({own.instance!r}).up()"
     environment = os.environ | {"PYTHONPATH": str(lab_module.SOURCE)}
     makers = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(2)]
     assert [maker.wait() for maker in makers] == [0, 0]
@@ -270,9 +268,9 @@ def test_down_after_the_holder_was_killed(own: Figure1Lab) -> None:
     os.kill(int((own.run_dir / "holder").read_text().split()[0]), signal.SIGKILL)
     while own.is_up():
         time.sleep(0.01)
-    assert HERE.traces(NAME)["processes"]
+    assert HERE.traces(own.instance)["processes"]
     own.down()
-    assert not HERE.traces(NAME)["processes"]
+    assert not HERE.traces(own.instance)["processes"]
 
 
 WITHOUT_ROOT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,14 @@ def test_two_homes_with_the_same_addresses_have_switches_of_their_own() -> None:
     for router in ("router", "router2"):
         assert f"-P /var/run/natf-lab/t1/natd-{router}.pid\n" in made[router]
         assert "route -q add default 203.0.113.254\n" in made[router]
+
+
+@pytest.mark.parametrize("means", [LOCAL, FAR])
+def test_scripts_are_shell(means: Means) -> None:
+    for topology in (FIGURE1, FIGURE3):
+        for script in scripts(topology, means).values():
+            done = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interface_names_fit_divert() -> None:
