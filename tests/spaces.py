@@ -11,11 +11,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, ParamSpec
+
+import pytest
 
 P = ParamSpec("P")
 
@@ -93,9 +96,15 @@ def isolated(function: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+LINUX: Final = pytest.mark.linux("network namespaces and netfilter")
+"""For every test that uses this."""
+
+
 @functools.cache
 def unsupported() -> str | None:
     """Why `isolated` can't work here, or None."""
+    if sys.platform != "linux":
+        return f"needs network namespaces of Linux, this is {sys.platform}"
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             return f"{tool} is not installed (Debian package {package})"

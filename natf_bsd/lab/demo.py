@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import shutil
 import statistics
 import subprocess
 import time
@@ -29,9 +29,6 @@ from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import packet
 
 _INSTANCE = "demo"
-_OURS = re.compile(rf"natf(-{_INSTANCE}-|0)")
-"""In the names of all that this lab and its daemons make: what others make on the machine meanwhile is their own."""
-
 _CURL = ("curl", "-sS", "--max-time", "15", "--connect-timeout", "8")
 _CURL_CONNECT, _CURL_TIMEOUT = 7, 28
 """Exit statuses of curl(1)."""
@@ -72,12 +69,12 @@ class Demo:
 
     def run(self) -> list[str]:
         self._say(
-            "NAT-f on one machine: an external node, a router with the kernel's NAT, and alice, bob and eve behind it."
+            "NAT-f on one machine: an external node, a router with an ordinary NAT, and alice, bob and eve behind it."
         )
-        before = _machine()
+        before = self._lab.platform.machine()
         with self._lab:
             self._tell()
-        left = [line for line in _machine() if line not in before and _OURS.search(line)]
+        left = [line for line in self._lab.platform.machine() if line not in before]
         self._step("everything is removed", not left and not self._lab.run_dir.exists(), "; ".join(left))
         self._say("")
         self._say(
@@ -86,7 +83,7 @@ class Demo:
         return self._failed
 
     def _tell(self) -> None:
-        self._step("the lab is up", True)
+        self._step("the lab is up", True, self._lab.platform.description())
         self._without_natf()
         self._lab.start_router()
         self._step("natf router runs beside the router's own NAT", True)
@@ -118,6 +115,7 @@ class Demo:
 
     def _pages(self) -> None:
         names = ("alice", "bob")
+        client = "stock curl" if shutil.which("curl") else "a stand-in for curl, which is not installed"
         fetches = [
             self._lab.spawn(
                 "en", [*_CURL, f"http://{name}.home.example.net/"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -126,7 +124,7 @@ class Demo:
         ]
         pages = [fetch.communicate(timeout=30) for fetch in fetches]
         for name, (page, error) in zip(names, pages, strict=True):
-            self._step(f"a page from {name}, both at the same time, with stock curl", name in page, page or error)
+            self._step(f"a page from {name}, both at the same time, with {client}", name in page, page or error)
 
     def _datagrams(self) -> None:
         done = self._python(_UDP, "bob.home.example.net", "5000", "one", "two", "three")
@@ -253,15 +251,6 @@ class Demo:
 
     def _status(self, role: str) -> dict[str, Any]:
         return dict(json.loads(self._lab.natf(role, "status", role, "--json").stdout)[role])
-
-
-def _machine() -> list[str]:
-    """This machine's own namespaces, interfaces, rules and mounts, as far as we may look."""
-    looks = (("ip", "netns", "list"), ("ip", "-br", "link"), ("ip", "rule"), ("findmnt", "-rno", "TARGET"))
-    found: list[str] = []
-    for look in looks:
-        found += subprocess.run(look, capture_output=True, text=True, check=False).stdout.splitlines()
-    return found
 
 
 def _row(name: str, seconds: Sequence[float]) -> str:

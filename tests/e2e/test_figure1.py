@@ -17,6 +17,7 @@ from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.ops import control
 from natf_bsd.types import Protocol, parse_address
 from natf_bsd.wire import packet
+from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
@@ -58,10 +59,6 @@ def connect(lab: Figure1Lab, name: str) -> tuple[str, float]:
     """What connect() to port 80 of `name` said, and after how many seconds."""
     word, seconds = lab.exec("en", ["python3", "-c", CONNECT, name]).stdout.split()
     return word, float(seconds)
-
-
-def resolve(lab: Figure1Lab, name: str) -> str:
-    return lab.exec("en", ["getent", "ahostsv4", name]).stdout.split()[0]
 
 
 def status(lab: Figure1Lab, role: str) -> dict[str, Any]:
@@ -151,12 +148,8 @@ def test_a_silent_router_is_reached_itself_where_the_user_wants_that(natf: Figur
 
 
 def test_a_router_whose_icmp_is_filtered_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
-    rule = ["PREROUTING", "-i", "wan", "-p", "icmp", "-j", "DROP"]
-    natf.exec("router", ["iptables", "-t", "raw", "-I", *rule], check=True)
-    try:
+    with HERE.without_icmp(natf):
         word, seconds = connect(natf, "alice.home.example.net")
-    finally:
-        natf.exec("router", ["iptables", "-t", "raw", "-D", *rule], check=True)
     assert word == "EHOSTUNREACH"
     assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
     assert connect(natf, "alice.home.example.net")[0] == "connected", "and works again once the filter is gone"
@@ -303,6 +296,7 @@ import socket
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import build
 s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+s.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 for source in ("{virtual}", "203.0.113.80"):
     there = Endpoint(parse_address("203.0.113.10"), 7777)
     s.sendto(build.udp(Endpoint(parse_address(source), 9), there, source.encode()[:3]), ("203.0.113.10", 0))

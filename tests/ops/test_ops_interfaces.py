@@ -118,6 +118,7 @@ print(json.dumps([look(None), look("outer0"), look("outer1"), look("outer7")]))
 
 
 @pytest.mark.lab
+@pytest.mark.linux("network namespaces")
 def test_a_real_kernel_says_the_same():
     setup = (
         "ip link add outer0 type veth peer name outer1 && ip addr add 203.0.113.10/24 dev outer0 &&"
