@@ -302,5 +302,5 @@ route -q add -host $2 -iface $port
         }
 
 
-HERE: Site = FreeBsd() if sys.platform.startswith("freebsd") else Linux()
-"""This system."""
+HERE: Site = FreeBsd() if sys.platform.startswith("freebsd") or os.environ.get("NATF_LAB") == "vagrant" else Linux()
+"""The labs' system: this one, or that of the machines of vagrant/."""

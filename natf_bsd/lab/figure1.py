@@ -16,11 +16,9 @@ from pathlib import Path
 
 import tomlkit
 
-from natf_bsd.errors import NatfError
 from natf_bsd.lab.lab import Lab, LabProcess
 from natf_bsd.lab.platform import FIRST_INSTANCE
 from natf_bsd.lab.topology import FIGURE1
-from natf_bsd.ops import control
 
 ACT = """\
 # name   address      action
@@ -96,10 +94,7 @@ class Figure1Lab(Lab):
         return process
 
     def _pid(self, role: str) -> int | None:
-        try:
-            return int(control.ask(self.run_dir / role / f"{role}.sock", "status")["process"])
-        except NatfError:
-            return None
+        return self.platform.daemon_at(role, self.run_dir / role / f"{role}.sock")
 
     def _natf(self, role: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "natf_bsd.cli", "--config", str(self.config(role)), *arguments]

@@ -16,7 +16,7 @@ from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.lab import jail_commands as commands
 from natf_bsd.lab.jail_commands import Means, Names, NatKind
-from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
+from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, daemon_here
 from natf_bsd.lab.processes import end
 from natf_bsd.lab.topology import FIGURE1, Topology
 from natf_bsd.ops.process import Completed, Run, run_process
@@ -64,6 +64,8 @@ class JailPlatform:
         self._names = Names(instance)
         self._run = run
         self.run_dir = ROOT / instance
+
+    has_servers = False
 
     def is_supported(self) -> str | None:
         if os.geteuid() != 0:
@@ -120,6 +122,9 @@ class JailPlatform:
             return []
         found = commands.parse_processes(self._ask(*commands.LIST_PROCESSES))
         return [HostProcess(hosts[number], pid, command) for number, pid, command in found if number in hosts]
+
+    def daemon_at(self, host: str, socket: Path) -> int | None:
+        return daemon_here(socket)
 
     def machine(self) -> list[str]:
         return [

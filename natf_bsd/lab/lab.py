@@ -260,7 +260,7 @@ class Lab:
         self._note_servers()
 
     def _start_servers(self) -> Iterator[tuple[LabProcess, str]]:
-        for host in self.topology.hosts:
+        for host in () if self.platform.has_servers else self.topology.hosts:
             for service in host.services:
                 if service.kind is not ServiceKind.DNS:
                     argv, ready = services.command(service, host)

@@ -19,7 +19,7 @@ from pathlib import Path
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
-from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
+from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, daemon_here
 from natf_bsd.lab.processes import end
 from natf_bsd.lab.topology import Host, Interface, Nat, Topology
 from natf_bsd.natd_bridge import netfilter
@@ -186,6 +186,8 @@ class NetnsPlatform:
         self._holder_process: subprocess.Popen[bytes] | None = None
         """Ours to collect, if we started it."""
 
+    has_servers = False
+
     def is_supported(self) -> str | None:
         if missing := missing_tools():
             return missing
@@ -260,6 +262,9 @@ class NetnsPlatform:
         mark = f"NATF_LAB={self.run_dir}:"
         found = ((pid, _marked(pid, mark)) for pid in _all_pids())
         return [HostProcess(host, pid, _command_line(pid)) for pid, host in found if host]
+
+    def daemon_at(self, host: str, socket: Path) -> int | None:
+        return daemon_here(socket)
 
     def machine(self) -> list[str]:
         looks = (("ip", "netns", "list"), ("ip", "-br", "link"), ("ip", "rule"), ("findmnt", "-rno", "TARGET"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.topology import Topology
+from natf_bsd.ops import control
 
 FIRST_INSTANCE = "figure1"
 """The instance of `natf lab`; tests and the demo have others beside it."""
@@ -29,6 +31,9 @@ class LabPlatform(Protocol):
 
     run_dir: Path
     """Where this instance keeps its files; the lab's hosts see it under the same path."""
+
+    has_servers: bool
+    """Its hosts have the servers of their topology already: a lab starts none."""
 
     def is_supported(self) -> str | None:
         """Why labs are impossible here, and what to do about it; None when they are possible."""
@@ -63,13 +68,28 @@ class LabPlatform(Protocol):
     def processes(self) -> list[HostProcess]:
         """What was started by `exec_argv` and runs, wherever it was started from."""
 
+    def daemon_at(self, host: str, socket: Path) -> int | None:
+        """The daemon on `host` that answers at its control socket, by the process id of what `exec_argv` started."""
+
     def machine(self) -> list[str]:
         """This machine's own hosts of labs, interfaces and mounts, as far as we may look: no lab changes them. What by
         its name is somebody else's is left out where that can be told: others go on working meanwhile."""
 
 
+def daemon_here(socket: Path) -> int | None:
+    """`LabPlatform.daemon_at` where hosts share this machine's files and processes."""
+    try:
+        return int(control.ask(socket, "status")["process"])
+    except NatfError:
+        return None
+
+
 def lab_platform(instance: str) -> LabPlatform:
-    """The platform of this system. NatfError where there is none."""
+    """The platform of this system, or with NATF_LAB=vagrant that of vagrant/. NatfError where there is none."""
+    if os.environ.get("NATF_LAB") == "vagrant":
+        from natf_bsd.lab.vagrant import VagrantPlatform
+
+        return VagrantPlatform(instance)
     if sys.platform.startswith("freebsd"):
         from natf_bsd.lab.jails import JailPlatform
 
