@@ -46,7 +46,8 @@ class EnCore:
 
     `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection
     mark) or everything from mapped routers (FreeBSD, by address table); it decides what becomes of one that has no
-    VAT entry. `token` makes random bytes; `key` is the secret of the virtual addresses.
+    VAT entry. `heeds_unreachable`: see `refusals.answer`. `token` makes random bytes; `key` is the secret of the
+    virtual addresses.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class EnCore:
         config: EnConfig,
         *,
         inbound_exact: bool = True,
+        heeds_unreachable: bool = True,
         token: Callable[[int], bytes] = secrets.token_bytes,
         key: bytes = b"",
     ) -> None:
@@ -62,6 +64,7 @@ class EnCore:
         """Seconds to add to `now` for the time since 1970 (AUTH, the journal); the shell keeps it right."""
         self._config = config
         self._inbound_exact = inbound_exact
+        self._heeds_unreachable = heeds_unreachable
         self._displaced_names: list[NameRelation] = []
         self.names = NameTable(
             VirtualAddresses(config.virtual_prefix, key),
@@ -426,7 +429,8 @@ class EnCore:
         """Drop a flow's packets and tell its program, once."""
         effects: list[Effect] = [Drop(packet) for packet in packets]
         self.counters.add(counter, len(packets))
-        error = answer(packets[-1].data, reaction) if packets else None
+        heeds = self._heeds_unreachable
+        error = answer(packets[-1].data, reaction, heeds_unreachable=heeds) if packets else None
         if error is not None:
             effects.append(Inject(error))
         return effects

@@ -71,7 +71,12 @@ class EnDaemon:
             platform = this_platform()
             self._side = platform.external_node(config)
             key = kept_secret(config.state_dir / "virtual.key", _KEY_SIZE)
-            self._core = EnCore(config, inbound_exact=self._side.inbound_exact, key=key)
+            self._core = EnCore(
+                config,
+                inbound_exact=self._side.inbound_exact,
+                heeds_unreachable=self._side.heeds_unreachable,
+                key=key,
+            )
             self._watch = CounterWatch(self._core.counters, _WORTH_A_WARNING)
             self._follow_resolvers()
             self._core.lookups.follow = self._follow_resolvers

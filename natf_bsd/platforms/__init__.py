@@ -71,11 +71,12 @@ class RouterPorts:
 
 
 class EnSide(Protocol):
-    """An external node on this system. `inbound_exact`: see `EnCore`."""
+    """An external node on this system. `inbound_exact`, `heeds_unreachable`: see `EnCore`."""
 
     interface: Interface
     """The outer one, as it was found."""
     inbound_exact: bool
+    heeds_unreachable: bool
 
     def open(self, stack: ExitStack) -> EnPorts:
         """Take the ports; they are given up when `stack` ends. NatfError says who holds one or what is missing."""

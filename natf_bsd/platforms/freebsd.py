@@ -90,6 +90,7 @@ class FreeBsdEn:
     """See `EnSide`. Packets of mapped routers are told by their addresses, which the table natf_peers has."""
 
     inbound_exact = False
+    heeds_unreachable = False
 
     def __init__(self, system: FreeBsd, config: EnConfig, interface: Interface) -> None:
         self.interface = interface

@@ -43,6 +43,7 @@ class LinuxEn:
     """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit."""
 
     inbound_exact = True
+    heeds_unreachable = True
 
     def __init__(self, config: EnConfig, interface: Interface) -> None:
         self.interface = interface

@@ -31,9 +31,9 @@ class Bench:
     OTHER = parse_address("203.0.113.2")
     SERVER = Endpoint(parse_address("203.0.113.53"), 53)
 
-    def __init__(self, config: EnConfig | None = None, *, inbound_exact: bool = True) -> None:
+    def __init__(self, config: EnConfig | None = None, **how: bool) -> None:
         self.config = replace(config or EnConfig((DOMAIN,)), resolvers=(self.SERVER.address,))
-        self.core = EnCore(self.config, inbound_exact=inbound_exact, token=random.Random(7).randbytes)
+        self.core = EnCore(self.config, token=random.Random(7).randbytes, **how)
         self.now = 100.0
         self.sent: list[bytes] = []
         self.put_back: list[Packet] = []

@@ -177,6 +177,20 @@ def test_a_router_that_cannot_is_unreachable(bench, status: str, udp: bool, code
     assert (quoted.src, quoted.data.sport, quoted.dst) == (bench.G1, 40000, virtual)
 
 
+def test_where_tcp_does_not_heed_unreachable_it_hears_time_exceeded(make_bench) -> None:
+    """FreeBSD: both mean EHOSTUNREACH, and only this one ends an attempt to connect."""
+    bench = make_bench(heeds_unreachable=False)
+    virtual = bench.learn()
+    bench.out(bench.syn(virtual))
+    bench.refuse(message.Status.OUT_OF_RESOURCES)
+    seen = dpkt.ip.IP(bench.told[0])
+    assert (seen.src, seen.data.type, seen.data.code) == (virtual, dpkt.icmp.ICMP_TIMEXCEED, 0)
+    assert seen.data.data.data.data.dport == 80
+    bench.out(bench.udp(virtual))
+    bench.refuse(message.Status.OUT_OF_RESOURCES)
+    assert unreachable(bench.told[1]).data.code == dpkt.icmp.ICMP_UNREACH_HOST_PROHIB
+
+
 def test_one_flow_gets_one_error_however_much_it_had_sent(bench) -> None:
     virtual = bench.learn()
     for number in range(3):

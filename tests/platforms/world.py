@@ -175,7 +175,7 @@ class World:
     def start_en(self, box: Box, config: EnConfig) -> None:
         system = FreeBsd(calls=box.host.sockets, host=self._divert_host(box), run=box.programs.run)
         box.en_side = side = system.external_node(config)
-        core = EnCore(config, inbound_exact=side.inbound_exact)
+        core = EnCore(config, inbound_exact=side.inbound_exact, heeds_unreachable=side.heeds_unreachable)
         box.en = node = EnNode(core, side, side.open(box.stack), box.saved.append, now=lambda: self.now)
         self._run(box, node)
         box.ticks.append((core.next_deadline, node.tick))
