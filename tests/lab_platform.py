@@ -224,7 +224,7 @@ route -q add -host $2 -iface $port
     """A switch that is a forwarding jail knows where each address is."""
 
     def __init__(self) -> None:
-        self.touched: dict[str, tuple[str, ...]] = {"en": ("rules",), "router": ("rules",)}
+        self.touched: dict[str, tuple[str, ...]] = {"en": ("rules", "tables", "settings"), "router": ("rules",)}
         self.other_queues: dict[str, dict[str, object]] = {
             "en": {"dns_queue": 1, "out_queue": 2, "in_queue": 3, "control_queue": 4, "query_queue": 5},
             "router": {"control_queue": 1, "capture_queue": 2},
@@ -241,6 +241,7 @@ route -q add -host $2 -iface $port
     def state(self, lab: Figure1Lab, host: str) -> dict[str, list[str]]:
         return {
             "rules": lines(lab, host, "ipfw", "-S", "list"),
+            "sets": lines(lab, host, "ipfw", "set", "show"),
             "tables": lab.exec(host, ["ipfw", "table", "all", "list"]).stdout.splitlines(),
             "NAT": lines(lab, host, "ipfw", "nat", "show", "config"),
             "routes": lines(lab, host, "netstat", "-rn", "-f", "inet"),

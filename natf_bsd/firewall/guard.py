@@ -83,6 +83,9 @@ class Guarded(Protocol):
 
     def looked(self, found: Listing, now: float) -> None: ...
 
+    def next_look(self) -> float | None:
+        """When it would have the next look at the latest, if it has a wish of its own."""
+
 
 class Guard:
     """Looks every `interval` seconds, and `SOON` after the count `alarm` grew; applies the plan again when what it
@@ -120,13 +123,14 @@ class Guard:
         return dict(self._counts)
 
     def next_deadline(self) -> float:
-        return self._due
+        wish = self._side.next_look()
+        return self._due if wish is None else min(self._due, max(wish, self._looked + SOON))
 
     def tick(self, now: float) -> None:
         if (alarms := self._alarm()) != self._alarms:
             self._alarms = alarms
             self._due = min(self._due, self._looked + SOON)
-        if now >= self._due:
+        if now >= self.next_deadline():
             self._due = now + self._interval
             self._looked = now
             self._start()

@@ -93,6 +93,9 @@ class EnSide(Protocol):
     def looked(self, found: Listing, now: float) -> None:
         """What `Plan.look` has found in force."""
 
+    def next_look(self) -> float | None:
+        """When there should be another look at the latest; None: as often as there is one anyway."""
+
 
 class RouterSide(Protocol):
     """A NAT-f router on this system."""
@@ -113,6 +116,9 @@ class RouterSide(Protocol):
 
     def looked(self, found: Listing, now: float) -> None:
         """As `EnSide.looked`."""
+
+    def next_look(self) -> float | None:
+        """As `EnSide.next_look`."""
 
 
 class Platform(Protocol):

@@ -165,6 +165,9 @@ class FreeBsdEn:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)
             self._change(missing, ())
 
+    def next_look(self) -> float | None:
+        return None
+
     def _change(self, new: Collection[Address], old: Collection[Address]) -> None:
         if not self._planned or not (new or old):
             return
@@ -249,6 +252,10 @@ class FreeBsdRouter:
         self._natd = natd
         if counts := [int(line.split()[1]) for line in found.get("nat", ())]:
             self._clock.note_packets(sum(counts), now)
+
+    def next_look(self) -> float | None:
+        """In traffic the NAT's packets are counted more often: the keep-alive of its clock then takes fewer of them."""
+        return None if self._clock is None else self._clock.next_look()
 
     def _keep_alive(self) -> KeepAlive | None:
         if not needs_keep_alive(self._system.release()):

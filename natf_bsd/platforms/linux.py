@@ -83,6 +83,9 @@ class LinuxEn:
     def looked(self, found: Listing, now: float) -> None:
         return
 
+    def next_look(self) -> float | None:
+        return None
+
 
 class LinuxRouter:
     """See `RouterSide`."""
@@ -129,3 +132,6 @@ class LinuxRouter:
 
     def looked(self, found: Listing, now: float) -> None:
         return
+
+    def next_look(self) -> float | None:
+        return None

@@ -116,6 +116,7 @@ class Site:
         self.interface = WAN
         self.listings: list[guard.Listing] = []
         self.moved = False
+        self.wish: float | None = None
         self.guard = Guard(
             Installed(self.plan(WAN), folder, ProcSys(folder)).__enter__(),
             self,
@@ -134,6 +135,9 @@ class Site:
 
     def looked(self, found: guard.Listing, now: float) -> None:
         self.listings.append(found)
+
+    def next_look(self) -> float | None:
+        return self.wish
 
     def looks(self, now: float) -> None:
         self.guard.tick(now)
@@ -259,6 +263,9 @@ def test_a_first_look_that_fails_is_an_error(tmp_path: Path) -> None:
         def looked(self, found: guard.Listing, now: float) -> None:
             raise AssertionError("nothing was found")
 
+        def next_look(self) -> float | None:
+            return None
+
     installed = Installed(Blind().plan(WAN), tmp_path, ProcSys(tmp_path))
     with pytest.raises(NatfError, match=r"cannot be listed \(status 3\): no iptables"):
         Guard(installed, Blind(), OneLoop())  # type: ignore[arg-type]
@@ -302,3 +309,13 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# device'; ip -o link show dev natf0 up 2>/dev/null | cut -d: -f2",
         "echo '# address'; ip -o -4 address show dev wan scope global 2>/dev/null || true",
     ]
+
+
+def test_a_side_may_wish_for_a_look_sooner_but_not_all_the_time(site: Site) -> None:
+    site.wish = 103.0
+    assert site.guard.next_deadline() == 103.0
+    site.looks(103.0)
+    assert site.guard.counters["looked"] == 2
+    assert site.guard.next_deadline() == 104.0
+    site.wish = None
+    assert site.guard.next_deadline() == 113.0
