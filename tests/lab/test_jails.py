@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from natf_bsd.errors import CommandFailed, NatfError
-from natf_bsd.firewall.runner import Completed
 from natf_bsd.lab import jails
 from natf_bsd.lab.jail_commands import Means, NatKind
 from natf_bsd.lab.jails import JailPlatform
 from natf_bsd.lab.platform import HostProcess, lab_platform
 from natf_bsd.lab.topology import FIGURE1
 from natf_bsd.ops import resolvers
+from natf_bsd.ops.process import Completed
 
 JAILS = ("net_public", "net_private", "en", "router", "dns", "plain", "silent", "alice", "bob", "eve")
 GENERIC = {"kern.features.vimage": "1", "security.jail.jailed": "0", "security.jail.children.max": "0"}
