@@ -30,7 +30,11 @@ def has_user_namespaces() -> bool:
     return bool(shutil.which("unshare")) and not subprocess.run(probe, capture_output=True, check=False).returncode
 
 
-pytestmark = pytest.mark.skipif(not has_user_namespaces(), reason="no user namespaces here (Linux only)")
+@pytest.fixture(autouse=True, scope="module")
+def _needs_user_namespaces() -> None:
+    if not has_user_namespaces():
+        pytest.skip("no user namespaces here (Linux only)")
+
 
 LOOP = "while :; do sleep 0.05; done"
 
