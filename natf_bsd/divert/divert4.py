@@ -111,13 +111,10 @@ class DivertBackend:
         return packets
 
     def send(self, packet: Packet) -> None:
-        place, original = cast("tuple[bytes, bytes]", packet.token)
-        try:
-            self._calls.sendto(self._descriptor, bytes(packet.data), place)
-        except OSError as error:
-            self._refused(error, packet.data, original)
-        else:
-            self._counters["sent"] += 1
+        error = _write(self._calls, self._descriptor, packet, self._counters)
+        _, original = cast("tuple[bytes, bytes]", packet.token)
+        if error == errno.EMSGSIZE and may_answer(original):
+            self._need_fragment(wire.destination(packet.data), original)
 
     def drop(self, packet: Packet) -> None:
         """The kernel gave the packet away when it was read: there is nothing to tell it."""
@@ -169,12 +166,6 @@ class DivertBackend:
         """Whether an interface of just this name exists, and no other that would be cut to it."""
         return [found for found in self._host.interfaces() if found.startswith(name)] == [name]
 
-    def _refused(self, error: OSError, written: bytearray, original: bytes) -> None:
-        """Count what the kernel answered to a write; the packet is gone, its sender hears what it should hear."""
-        self._counters[refusal(error)] += 1
-        if error.errno == errno.EMSGSIZE and may_answer(original):
-            self._need_fragment(wire.destination(written), original)
-
     def _need_fragment(self, destination: Address, original: bytes) -> None:
         """Tell the sender of `original` the MTU on the way to `destination`, as natd does; the kernel does not.
 
@@ -202,13 +193,7 @@ class DivertWriter:
 
     def send(self, packet: Packet) -> None:
         """Write it; what the kernel will not take is counted, not raised."""
-        place, _ = cast("tuple[bytes, bytes]", packet.token)
-        try:
-            self._calls.sendto(self._descriptor, bytes(packet.data), place)
-        except OSError as error:
-            self._counters[refusal(error)] += 1
-        else:
-            self._counters["sent"] += 1
+        _write(self._calls, self._descriptor, packet, self._counters)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -219,6 +204,19 @@ class DivertWriter:
     def counters(self) -> dict[str, int]:
         """`sent`, and what the kernel would not take as in `DivertBackend.counters`."""
         return dict(self._counters)
+
+
+def _write(calls: SystemCalls, descriptor: int, packet: Packet, counters: Counter[str]) -> int | None:
+    """Write a packet where its token says; returns the errno if the kernel would not take it, which is counted. The
+    packet is gone either way."""
+    place, _ = cast("tuple[bytes, bytes]", packet.token)
+    try:
+        calls.sendto(descriptor, bytes(packet.data), place)
+    except OSError as error:
+        counters[refusal(error)] += 1
+        return error.errno
+    counters["sent"] += 1
+    return None
 
 
 def may_answer(original: bytes) -> bool:
