@@ -78,6 +78,9 @@ class Guarded(Protocol):
 
     interface: Interface
 
+    def outer(self) -> Interface:
+        """The outer interface as it is found now; NatfError if there is none."""
+
     def plan(self, interface: Interface) -> Plan:
         """For the interface as it is then."""
 
@@ -198,6 +201,8 @@ class Guard:
     def _see(self, found: Listing) -> None:
         self._side.looked(found, monotonic())
         finding = judge(self._expected, found, self.interface.address)
+        if finding.address is None:
+            self._ask_for_another()
         if finding.address is None and not self._without_address:
             log.warning("%s has no IPv4 address any more; waiting for one", self.interface.name)
         self._without_address = finding.address is None
@@ -207,6 +212,15 @@ class Guard:
             causes.append(f"the address of {self.interface} is another one: {now}")
         if causes:
             self._heal(now, "; ".join(causes))
+
+    def _ask_for_another(self) -> None:
+        """A link that was dialled anew may come back by another name, if none is configured."""
+        try:
+            found = self._side.outer()
+        except NatfError:
+            return
+        if found.name != self.interface.name:
+            raise RestartNeeded(f"the outer interface is {found} now, no longer {self.interface.name}")
 
     def _heal(self, interface: Interface, why: str) -> None:
         moved = interface != self.interface

@@ -78,6 +78,9 @@ class EnSide(Protocol):
     inbound_exact: bool
     heeds_unreachable: bool
 
+    def outer(self) -> Interface:
+        """The outer interface as it is found now; NatfError if there is none."""
+
     def open(self, stack: ExitStack) -> EnPorts:
         """Take the ports; they are given up when `stack` ends. NatfError says who holds one or what is missing."""
 
@@ -107,6 +110,9 @@ class RouterSide(Protocol):
     by the outer interface, were it let out."""
     hint: str
     """What to look at when the NAT does not give a pseudo-packet back."""
+
+    def outer(self) -> Interface:
+        """As `EnSide.outer`."""
 
     def open(self, stack: ExitStack) -> RouterPorts:
         """As `EnSide.open`."""

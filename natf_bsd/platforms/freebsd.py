@@ -101,6 +101,9 @@ class FreeBsdEn:
         self._admitted: set[Address] = set()
         self._planned = False
 
+    def outer(self) -> Interface:
+        return outer_on_freebsd(self._config.interface, self._system.run)
+
     def open(self, stack: ExitStack) -> EnPorts:
         config, places = self._config, self._places
         answers, queries = self._divert(config.dns_queue, stack), self._divert(config.query_queue, stack, Direction.OUT)
@@ -200,6 +203,9 @@ class FreeBsdRouter:
         self.proof = (_PRIVATE, _neighbour(interface, system.run))
         self._clock = self._keep_alive()
         self._natd: tuple[str, ...] | None = None
+
+    def outer(self) -> Interface:
+        return outer_on_freebsd(self._config.interface, self._system.run)
 
     def open(self, stack: ExitStack) -> RouterPorts:
         config, places, system = self._config, self._places, self._system

@@ -49,6 +49,9 @@ class LinuxEn:
         self.interface = interface
         self._config = config
 
+    def outer(self) -> Interface:
+        return interfaces.outer_interface(self._config.interface)
+
     def open(self, stack: ExitStack) -> EnPorts:
         config = self._config
         dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
@@ -100,6 +103,9 @@ class LinuxRouter:
     def __init__(self, config: RouterConfig, interface: Interface) -> None:
         self.interface = interface
         self._config = config
+
+    def outer(self) -> Interface:
+        return interfaces.outer_interface(self._config.interface)
 
     def open(self, stack: ExitStack) -> RouterPorts:
         control = stack.enter_context(Divert(self._config.control_queue, direction=Direction.IN))

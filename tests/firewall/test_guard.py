@@ -117,6 +117,7 @@ class Site:
         self.listings: list[guard.Listing] = []
         self.moved = False
         self.wish: float | None = None
+        self.found: Interface | None = None
         self.guard = Guard(
             Installed(self.plan(WAN), folder, ProcSys(folder)).__enter__(),
             self,
@@ -126,6 +127,11 @@ class Site:
         self.guard.tick(100.0)
         self.loop.turn()
         self.asked.clear()
+
+    def outer(self) -> Interface:
+        if self.found is None:
+            raise NatfError("no IPv4 default route")
+        return self.found
 
     def plan(self, interface: Interface) -> plan.Plan:
         self.asked.append(interface)
@@ -257,6 +263,9 @@ def test_a_first_look_that_fails_is_an_error(tmp_path: Path) -> None:
     class Blind:
         interface = WAN
 
+        def outer(self) -> Interface:
+            return WAN
+
         def plan(self, interface: Interface) -> plan.Plan:
             return plan.Plan("en", [], [], [], [], ("sh", "-c", "echo no iptables >&2; exit 3"))
 
@@ -319,3 +328,14 @@ def test_a_side_may_wish_for_a_look_sooner_but_not_all_the_time(site: Site) -> N
     assert site.guard.next_deadline() == 104.0
     site.wish = None
     assert site.guard.next_deadline() == 113.0
+
+
+def test_an_outer_interface_that_came_back_by_another_name_ends_the_daemon(site: Site) -> None:
+    """Its supervisor starts it again, on the one that is there now."""
+    site.state.write_text(GOOD.replace(ADDRESS, ""))
+    site.looks(110.0)
+    site.found = WAN
+    site.looks(120.0)
+    site.found = Interface("ppp1", OTHER)
+    with pytest.raises(RestartNeeded, match=r"the outer interface is ppp1 203\.0\.113\.2 now, no longer wan"):
+        site.looks(130.0)
