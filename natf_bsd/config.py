@@ -59,6 +59,12 @@ class EnConfig:
     """FreeBSD: echo replies; this and the other queues are divert ports there."""
     query_queue: int = 8715
     """FreeBSD: DNS queries, and look-ups on loopback both ways."""
+    gateway: bool | None = None
+    """Linux: whether the hosts behind this one are served too, by its NAT; none: where it forwards packets."""
+    inside_queue: int = 8713
+    """Linux: answers for inside hosts."""
+    tun: str = "natf1"
+    """Linux: the device through which inside hosts are served."""
     mark: int = _MARK
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
@@ -66,6 +72,11 @@ class EnConfig:
     """DNS servers whose answers are believed; none: those of /etc/resolv.conf, as it changes."""
     keys: dict[str, Key] = field(default_factory=dict)
     """Home domain -> key its router knows."""
+
+    @property
+    def inside_mark(self) -> int:
+        """The mark of inside hosts' connections: the value after `mark`."""
+        return ((self.mark >> 24) % 255 + 1) << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +315,9 @@ _EN_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "in_queue": _QUEUE,
     "control_queue": _QUEUE,
     "query_queue": _QUEUE,
+    "gateway": (_boolean, "true or false"),
+    "inside_queue": _QUEUE,
+    "tun": _OUTER,
     "mark": _OUR_MARK,
     "run_dir": _ABSOLUTE,
     "state_dir": _ABSOLUTE,
@@ -387,12 +401,29 @@ def _check_together(config: Config, text: str) -> None:
     if router and router.require_key and not router.keys:
         problem = 'router.require_key is true but router.keys names no key; expected keys = ["/path/of/key"]'
         raise ConfigError(config.path, _line_of(text, "router", "require_key"), problem)
-    if router and router.tun == router.interface:
-        problem = f"router.tun and router.interface are both {router.tun}; expected a device name of our own for tun"
-        raise ConfigError(config.path, _line_of(text, "router", "tun"), problem)
+    _check_devices(config, text)
+    if en and router and en.inside_mark == router.mark:
+        problem = f"router.mark is {router.mark >> 24}, the value after en.mark, which marks inside hosts' connections"
+        raise ConfigError(config.path, _later_line(text, "en.mark", "router.mark"), f"{problem}; expected another")
 
 
-_QUEUES = ("dns_queue", "out_queue", "in_queue", "control_queue", "query_queue", "capture_queue")
+def _check_devices(config: Config, text: str) -> None:
+    """Two devices of one name would be one."""
+    taken: dict[str, str] = {}
+    for section, settings in (("en", config.en), ("router", config.router)):
+        if settings and settings.tun == settings.interface:
+            problem = f"{section}.tun and {section}.interface are both {settings.tun}"
+            raise ConfigError(
+                config.path, _line_of(text, section, "tun"), f"{problem}; expected a device name of our own for tun"
+            )
+        if settings and settings.tun in taken:
+            problem = f"en.tun and router.tun are both {settings.tun}; expected a device name of its own for each"
+            raise ConfigError(config.path, _later_line(text, "en.tun", "router.tun"), problem)
+        if settings:
+            taken[settings.tun] = section
+
+
+_QUEUES = ("dns_queue", "out_queue", "in_queue", "inside_queue", "control_queue", "query_queue", "capture_queue")
 
 
 def _check_queues(config: Config, text: str) -> None:

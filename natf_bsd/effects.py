@@ -24,10 +24,14 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node."""
+    """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node.
+
+    `about` is the application's packet that an error is about: it goes back the way that one came.
+    """
 
     data: bytes
     transaction: bytes | None = None
+    about: Packet | None = None
 
 
 @dataclass(frozen=True, slots=True)

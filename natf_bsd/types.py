@@ -96,10 +96,12 @@ class Packet:
     """One IPv4 packet the kernel handed over, from its first header byte.
 
     `token` is what the backend needs to put the packet back where it was (NFQUEUE: its id; divert(4): the whole
-    sockaddr_in); a packet of our own making has none. Nothing outside divert/ looks into it.
+    sockaddr_in); a packet of our own making has none. Nothing outside divert/ looks into it. `handle` is the
+    `divert.Divert` it was read from.
     """
 
     data: bytearray
     direction: Direction
     interface: str = ""
     token: object = field(default=None, repr=False)
+    handle: object = field(default=None, repr=False)

@@ -115,13 +115,18 @@ class Divert:
     def recv_batch(self, limit: int = 64) -> list[Packet]:
         """The packets that wait now, at most `limit`; an empty list when there is none. Never blocks.
 
+        Each knows the handle it is from: `held_by`.
+
         On FreeBSD the C call is, for each packet::
 
             n = recvfrom(fd, data, 65535, 0, (struct sockaddr *)&sin, &len);      /* until EAGAIN */
 
         `sin` (rule number, direction, receive interface) becomes the packet's token.
         """
-        return self._backend.receive(limit)
+        packets = self._backend.receive(limit)
+        for packet in packets:
+            packet.handle = self
+        return packets
 
     def send(self, packet: Packet) -> None:
         """Put `packet` back where it was taken out, with its bytes as they are now; checksums are the caller's work.
@@ -161,6 +166,13 @@ class Divert:
     def counters(self) -> dict[str, int]:
         """Packets received, sent and dropped, and every loss the backend knows of; names differ by backend."""
         return self._backend.counters
+
+
+def held_by(packet: Packet) -> Divert:
+    """The handle `packet` was read from, to send or drop it by; NatfError for one of our own making."""
+    if not isinstance(packet.handle, Divert):
+        raise NatfError(_NOT_HELD)
+    return packet.handle
 
 
 _NOT_HELD = "the packet is not held: it was sent or dropped already, or is of our own making (see divert.inject)"

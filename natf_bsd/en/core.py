@@ -432,5 +432,5 @@ class EnCore:
         heeds = self._heeds_unreachable
         error = answer(packets[-1].data, reaction, heeds_unreachable=heeds) if packets else None
         if error is not None:
-            effects.append(Inject(error))
+            effects.append(Inject(error, about=packets[-1]))
         return effects

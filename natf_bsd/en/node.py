@@ -2,6 +2,8 @@
 
     kernel -> dns / out / inward / control -> core -> effects -> divert, injector, control -> kernel
 
+A packet goes on by the handle it came from, whatever made it go on, and an error goes to whoever sent what it is about.
+
 It waits for nothing: whoever runs it calls a reader when its descriptor is readable, and `tick` when time has come.
 """
 
@@ -10,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from natf_bsd.divert import Divert
+from natf_bsd.divert import Divert, held_by
 from natf_bsd.effects import Admit, Drop, Effect, Inject, Resumed, Save, Send, SendControl
 from natf_bsd.en.core import EnCore
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
 from natf_bsd.ops.trace import Trace
-from natf_bsd.platforms import EnPorts, EnSide
+from natf_bsd.platforms import EnPorts, EnSide, Injector, Way
 from natf_bsd.types import Packet
 
 _BATCH = 64
@@ -45,28 +47,27 @@ class EnNode:
         """What to wait for, and what to call then."""
         for dns in self._ports.dns:
             yield dns, partial(self._read_dns, dns)
-        yield self._ports.out, partial(self._read, self._ports.out, self.core.handle_outbound)
-        yield self._ports.inward, partial(self._read, self._ports.inward, self.core.handle_inbound)
+        for way in self._ports.ways:
+            yield way.out, partial(self._read, way.out, self.core.handle_outbound)
+            yield way.inward, partial(self._read, way.inward, self.core.handle_inbound)
         yield self._ports.control, self._read_control
 
     def tick(self, now: float) -> None:
-        self._perform(self.core.handle_timer(now), self._ports.out, precise())
+        self._perform(self.core.handle_timer(now), precise())
 
     def shutdown(self) -> None:
         """Let go of what is held."""
-        self._perform(self.core.shutdown(), self._ports.out)
+        self._perform(self.core.shutdown())
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
         """Of each way to the kernel."""
         names = ("dns", *(f"dns{number}" for number in range(2, len(self._ports.dns) + 1)))
         looks = {name: dns.counters for name, dns in zip(names, self._ports.dns, strict=True)}
-        return looks | {
-            "out": self._ports.out.counters,
-            "in": self._ports.inward.counters,
-            "injector": self._ports.injector.counters,
-            "control": self._ports.control.counters,
-        }
+        return looks | _counters(self._ports.own, "") | self._inside() | {"control": self._ports.control.counters}
+
+    def _inside(self) -> dict[str, dict[str, int]]:
+        return {} if self._ports.inside is None else _counters(self._ports.inside, "inside_")
 
     def _read_dns(self, dns: Divert) -> None:
         for packet in dns.recv_batch(_BATCH):
@@ -75,27 +76,26 @@ class EnNode:
             effects = self.core.handle_dns(packet, self._now())
             if self.core.counters["dns.sent.rewritten"] > rewritten:
                 self.trace.answers.append(precise() - began)
-            self._perform(effects, dns)
+            self._perform(effects)
 
     def _read(self, divert: Divert, handle: Callable[[Packet, float], list[Effect]]) -> None:
         arrived = precise()
         now = self._now()
         for packet in divert.recv_batch(_BATCH):
-            self._perform(handle(packet, now), divert, arrived)
+            self._perform(handle(packet, now), arrived)
 
     def _read_control(self) -> None:
         arrived = precise()
         for source, data in self._ports.control.recv_batch(_BATCH):
-            self._perform(self.core.handle_control(source, data, self._now()), self._ports.out, arrived)
+            self._perform(self.core.handle_control(source, data, self._now()), arrived)
 
-    def _perform(self, effects: Iterable[Effect], divert: Divert, arrived: float = 0.0) -> None:
-        """Do what the core asks, in order. `divert` is the handle the effects' packets came from: all but inbound
-        ones and look-ups are of `out`."""
+    def _perform(self, effects: Iterable[Effect], arrived: float = 0.0) -> None:
+        """Do what the core asks, in order."""
         for effect in effects:
             if isinstance(effect, Send):
-                divert.send(effect.packet)
+                held_by(effect.packet).send(effect.packet)
             elif isinstance(effect, Drop):
-                divert.drop(effect.packet)
+                held_by(effect.packet).drop(effect.packet)
             elif isinstance(effect, SendControl):
                 # Stamped before the call: on one machine the kernel delivers a packet before the call returns.
                 self.trace.started(effect.transaction, arrived, precise())
@@ -103,10 +103,19 @@ class EnNode:
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
             elif isinstance(effect, Inject):
-                self._ports.injector.send(effect.data)
+                self._injector(effect.about).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             elif isinstance(effect, Admit):
                 self._side.admit(effect.routers)
             else:
                 raise TypeError(f"no external node does {effect!r}")
+
+    def _injector(self, about: Packet | None) -> Injector:
+        inside = self._ports.inside
+        return inside.injector if inside and about and about.handle is inside.out else self._ports.own.injector
+
+
+def _counters(way: Way, prefix: str) -> dict[str, dict[str, int]]:
+    handles = {"out": way.out.counters, "in": way.inward.counters, "injector": way.injector.counters}
+    return {f"{prefix}{name}": counters for name, counters in handles.items()}

@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from natf_bsd.firewall import linux_gateway
 from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
+from natf_bsd.firewall.linux_gateway import NOTHING_THERE, ROUTE_PROTOCOL, Gateway
 from natf_bsd.types import Address, format_address
 
-# Ours among routing protocols and rule priorities: a number without a name in /etc/iproute2/rt_protos; 78 is ASCII N.
-ROUTE_PROTOCOL: Final = 78
 RULE_PRIORITY: Final = 78  # before the main table's 32766
 
 # ICMP data of at least 128 bytes (DESIGN.md section 5) behind 8 of ICMP and 20 of IP: most pings stay with the kernel.
@@ -33,16 +33,17 @@ _MAPPED_PORTS: Final = "61000-65535"
 _WAIT: Final = ("-w", "10")
 _COMMENT: Final = ("-m", "comment", "--comment", "natf")
 _NOTHING_THERE: Final = (1, 2)  # iptables: no such rule or chain; 4 (lock) and others are real failures
-_IP_NOTHING_THERE: Final = (2,)  # ip: the kernel said no
-
 
 # Table and built-in chain of each chain of ours, in the order the jumps are set. The external node: first the stand-in
 # and what keeps forged packets out, last the rule that makes packets come to us.
 _EN_PLACES: Final = (
     ("filter", "OUTPUT"),
     ("filter", "FORWARD"),
+    ("filter", "INPUT"),
+    ("nat", "POSTROUTING"),
     ("raw", "PREROUTING"),
     ("mangle", "INPUT"),
+    ("mangle", "FORWARD"),
     ("mangle", "OUTPUT"),
     ("raw", "OUTPUT"),
 )
@@ -69,7 +70,8 @@ _Place: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class EnFirewall:
-    """What the external node's rules depend on. `prefix`: of the virtual addresses; `mark` lies within `mask`."""
+    """What the external node's rules depend on. `prefix`: of the virtual addresses; `mark` lies within `mask`.
+    `gateway`: where it serves the hosts behind its NAT too."""
 
     prefix: str
     dns_queue: int
@@ -77,6 +79,7 @@ class EnFirewall:
     in_queue: int
     mark: int
     mask: int
+    gateway: Gateway | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,24 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
     }
 
 
+def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]:
+    """`_en_chains`, and what inside hosts need: before what refuses or drops, and in hooks of their own."""
+    chains = _en_chains(fw)
+    chains["filter", "FORWARD"][:0] = linux_gateway.forward(gateway, fw.prefix)
+    chains["raw", "PREROUTING"][:0] = linux_gateway.not_forged(gateway)
+    chains["mangle", "INPUT"][:0] = linux_gateway.answers(gateway, fw.mask)
+    chains["mangle", "OUTPUT"][:0] = linux_gateway.marked(gateway, fw.mask)
+    return chains | {
+        ("filter", "INPUT"): linux_gateway.incoming(gateway),
+        ("nat", "POSTROUTING"): linux_gateway.source_nat(gateway),
+        ("mangle", "FORWARD"): linux_gateway.look_ups(fw.dns_queue),
+    }
+
+
+def _chains_of(fw: EnFirewall) -> dict[_Place, list[str]]:
+    return _en_chains(fw) if fw.gateway is None else _gateway_chains(fw, fw.gateway)
+
+
 def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
     return {
         # The hairpin: what enters by the TUN leaves by the TUN, with the source the real reply will have.
@@ -149,13 +170,19 @@ def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
 
 
 def en_rules(fw: EnFirewall) -> list[Command]:
-    """Set up the external node; may run again at any time."""
-    return _set_up("EN", _EN_PLACES, _en_chains(fw))
+    """Set up the external node; may run again at any time. A gateway's TUN must be open already."""
+    rules = _set_up("EN", _EN_PLACES, _chains_of(fw))
+    return rules if fw.gateway is None else rules + linux_gateway.route(fw.gateway, fw.prefix)
+
+
+def en_sysctls(fw: EnFirewall) -> list[Sysctl]:
+    """As `router_sysctls`, for `en_rules`."""
+    return [] if fw.gateway is None else linux_gateway.sysctls(fw.gateway)
 
 
 def en_undo() -> list[Command]:
     """Remove all that `en_rules` makes, whatever its configuration was and however far it came."""
-    return _undo("EN", _EN_PLACES)
+    return [*_undo("EN", _EN_PLACES), *linux_gateway.no_route()]
 
 
 def router_rules(fw: RouterFirewall) -> list[Command]:
@@ -169,7 +196,7 @@ def router_rules(fw: RouterFirewall) -> list[Command]:
         *_set_up("RT", _ROUTER_PLACES, _router_chains(fw)),
         Command(("ip", "link", "set", fw.tun, "up", "mtu", "1500")),
         # `ip rule add` can't replace, and `ip rule show` succeeds without a match.
-        Command(("ip", "-4", "rule", "del", *rule), may_fail=_IP_NOTHING_THERE),
+        Command(("ip", "-4", "rule", "del", *rule), may_fail=NOTHING_THERE),
         Command(("ip", "-4", "rule", "add", "iif", fw.tun, "lookup", str(fw.table), *rule)),
         Command(("ip", "-4", "route", "replace", "default", "dev", fw.tun, *route)),
     ]
@@ -196,17 +223,23 @@ def router_undo(*, table: int, priority: int = RULE_PRIORITY) -> list[Command]:
     protocol = str(ROUTE_PROTOCOL)
     return [
         *_undo("RT", _ROUTER_PLACES),
-        Command(
-            ("ip", "-4", "rule", "del", "priority", str(priority), "protocol", protocol), may_fail=_IP_NOTHING_THERE
-        ),
-        Command(("ip", "-4", "route", "flush", "table", str(table), "proto", protocol), may_fail=_IP_NOTHING_THERE),
+        Command(("ip", "-4", "rule", "del", "priority", str(priority), "protocol", protocol), may_fail=NOTHING_THERE),
+        Command(("ip", "-4", "route", "flush", "table", str(table), "proto", protocol), may_fail=NOTHING_THERE),
     ]
 
 
 def probe_en(fw: EnFirewall) -> list[Check]:
     """What must hold before `en_rules` is worth trying."""
     own = {fw.dns_queue, fw.out_queue, fw.in_queue}
-    return [_rules_parse("EN", _en_chains(fw)), not_in_use("en", own)]
+    gateway = fw.gateway
+    if gateway is None:
+        return [_rules_parse("EN", _en_chains(fw)), not_in_use("en", own)]
+    return [
+        _rules_parse("EN", _gateway_chains(fw, gateway)),
+        not_in_use("en", own | {gateway.queue}),
+        _forwards(),
+        linux_gateway.route_is_free(gateway, fw.prefix),
+    ]
 
 
 def probe_router(fw: RouterFirewall) -> list[Check]:
@@ -214,15 +247,15 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     return [
         _rules_parse("RT", _router_chains(fw)),
         not_in_use("router", {fw.control_queue}),
-        Check(Command(("cat", "/proc/sys/net/ipv4/ip_forward")), _judge_forwarding),
+        _forwards(),
         Check(Command(("ip", "-4", "rule", "show", "priority", str(fw.priority))), _rule_judge(fw)),
         Check(Command(("ip", "-4", "route", "show", "table", str(fw.table))), _table_judge(fw)),
     ]
 
 
-def en_look(interface: str) -> tuple[str, ...]:
+def en_look(interface: str, gateway: Gateway | None = None) -> tuple[str, ...]:
     """The process that lists all `en_rules` makes, and the addresses of the outer interface; see `guard.read`."""
-    return _look("EN", interface)
+    return _look("EN", interface, *(() if gateway is None else linux_gateway.look(gateway)))
 
 
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:
@@ -277,7 +310,7 @@ def _owner_judge(role: str, own: Collection[int]) -> Judge:
 
 def _set_up(role: str, places: Sequence[_Place], chains: Mapping[_Place, Sequence[str]]) -> list[Command]:
     fill = Command(("iptables-restore", *_WAIT, "--noflush"), stdin=_restore(role, chains))
-    return [fill, *(_jump(role, *place) for place in places)]
+    return [fill, *(_jump(role, *place) for place in places if place in chains)]
 
 
 def _restore(role: str, chains: Mapping[_Place, Sequence[str]]) -> str:
@@ -329,6 +362,10 @@ def _judge_rules(status: int, output: str) -> str | None:
     if status:
         return f"iptables does not take the rules (status {status}): {output.strip() or 'no message'}"
     return None
+
+
+def _forwards() -> Check:
+    return Check(Command(("cat", "/proc/sys/net/ipv4/ip_forward")), _judge_forwarding)
 
 
 def _judge_forwarding(status: int, output: str) -> str | None:

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from natf_bsd.divert import tun
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, daemon_here
 from natf_bsd.lab.processes import end
 from natf_bsd.lab.topology import Host, Interface, Nat, Topology
-from natf_bsd.natd_bridge import netfilter
 from natf_bsd.ops.process import Completed, run_process
 
 SWITCH = "net"
@@ -198,7 +198,7 @@ class NetnsPlatform:
         return None if done.status == 0 else f"network namespaces do not work here: {done.stderr.strip()}"
 
     def lacks_for_daemons(self) -> str | None:
-        return netfilter.unavailable()
+        return tun.unavailable()
 
     def description(self) -> str:
         return "network namespaces, bridges, netfilter's NAT"

@@ -50,15 +50,28 @@ class ControlChannel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EnPorts:
-    """An external node's ways to the kernel. `dns`: look-ups, queries and answers; `out`: what programs send to virtual
-    addresses; `inward`: what comes from routers that have mappings."""
+class Way:
+    """To and from those who use virtual addresses. `out`: what they send there; `inward`: what comes for them from
+    routers that have mappings; `injector`: errors to them."""
 
-    dns: tuple[Divert, ...]
     out: Divert
     inward: Divert
     injector: Injector
+
+
+@dataclass(frozen=True, slots=True)
+class EnPorts:
+    """An external node's ways to the kernel. `dns`: look-ups, queries and answers; `own`: this host's programs, and
+    whoever else is not told apart from them; `inside`: the hosts behind it, where that is a way of its own."""
+
+    dns: tuple[Divert, ...]
+    own: Way
     control: ControlChannel
+    inside: Way | None = None
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        return (self.own,) if self.inside is None else (self.own, self.inside)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from natf_bsd.natd_bridge.natd import NatdBridge
 from natf_bsd.ops.interfaces import Interface, outer_on_freebsd, route_to
 from natf_bsd.ops.loop import monotonic, precise
 from natf_bsd.ops.process import Run, run_process
-from natf_bsd.platforms import EnPorts, RouterPorts
+from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class FreeBsdEn:
         for one in (injector, requests, replies):
             stack.callback(one.close)
         control = DivertedControl(replies, requests, self._address)
-        return EnPorts((answers, queries), out, inward, injector, control)
+        return EnPorts((answers, queries), Way(out, inward, injector), control)
 
     def plan(self, interface: Interface) -> Plan:
         config = self._config

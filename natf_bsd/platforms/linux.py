@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
+from pathlib import Path
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
+from natf_bsd.divert.nfqueue import NfqueueBackend
+from natf_bsd.divert.tun import TunDevice
+from natf_bsd.divert.tunnel import FromInside, ToInside, TunInjector
+from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux
 from natf_bsd.firewall.guard import Listing
+from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.plan import Plan, Remains
 from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface
-from natf_bsd.platforms import EnPorts, RouterPorts
+from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
 
 MARK_MASK = 0xFF000000
 """The byte of the packet mark that is ours; `mark` in the configuration is its value."""
+
+_ETHERNET_MTU = 1500
 
 
 class Linux:
@@ -29,7 +37,9 @@ class Linux:
         self.settings = ProcSys()
 
     def external_node(self, config: EnConfig) -> LinuxEn:
-        return LinuxEn(config, interfaces.outer_interface(config.interface))
+        forwards = self.settings.read("net/ipv4/ip_forward") == "1"
+        gateway = forwards if config.gateway is None else config.gateway
+        return LinuxEn(config, interfaces.outer_interface(config.interface), gateway=gateway)
 
     def router(self, config: RouterConfig) -> LinuxRouter:
         return LinuxRouter(config, interfaces.outer_interface(config.interface))
@@ -40,14 +50,16 @@ class Linux:
 
 
 class LinuxEn:
-    """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit."""
+    """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit. `gateway`: the hosts
+    behind this one are served too."""
 
     inbound_exact = True
     heeds_unreachable = True
 
-    def __init__(self, config: EnConfig, interface: Interface) -> None:
+    def __init__(self, config: EnConfig, interface: Interface, *, gateway: bool = False) -> None:
         self.interface = interface
         self._config = config
+        self._gateway = gateway
 
     def outer(self) -> Interface:
         return interfaces.outer_interface(self._config.interface)
@@ -61,11 +73,26 @@ class LinuxEn:
         stack.callback(injector.close)
         control = ControlSocket()
         stack.callback(control.close)
-        return EnPorts((dns,), out, inward, injector, control)
+        inside = self._open_inside(stack) if self._gateway else None
+        return EnPorts((dns,), Way(out, inward, injector), control, inside)
+
+    def _open_inside(self, stack: ExitStack) -> Way:
+        config = self._config
+        try:
+            tun = TunDevice(config.tun, "inside hosts reach nobody without it")
+        except NatfError as error:
+            raise NatfError(f"{error}; gateway = false in [en] does without it, and without inside hosts") from None
+        stack.callback(tun.close)
+        source = FromInside(tun, config.tun, config.virtual_prefix, Injector(config.inside_mark))
+        out = stack.enter_context(Divert(0, direction=Direction.OUT, backend=source))
+        queue = ToInside(NfqueueBackend(config.inside_queue, Direction.IN), TunInjector(tun))
+        inward = stack.enter_context(Divert(config.inside_queue, direction=Direction.IN, backend=queue))
+        return Way(out, inward, TunInjector(tun))
 
     def plan(self, interface: Interface) -> Plan:
-        """Its rules go by address and mark, whatever the `interface`."""
+        """On a host that is no gateway the rules go by address and mark, whatever the `interface`."""
         config = self._config
+        gateway = self._gateway_on(interface) if self._gateway else None
         rules = linux.EnFirewall(
             prefix=f"{config.virtual_prefix}.0.0.0/8",
             dns_queue=config.dns_queue,
@@ -73,9 +100,15 @@ class LinuxEn:
             in_queue=config.in_queue,
             mark=config.mark,
             mask=MARK_MASK,
+            gateway=gateway,
         )
-        look = linux.en_look(interface.name)
-        return Plan("en", linux.probe_en(rules), linux.en_rules(rules), [], linux.en_undo(), look)
+        look = linux.en_look(interface.name, gateway)
+        return Plan("en", linux.probe_en(rules), linux.en_rules(rules), linux.en_sysctls(rules), linux.en_undo(), look)
+
+    def _gateway_on(self, interface: Interface) -> Gateway:
+        config = self._config
+        mtu = _mtu(interface.name)
+        return Gateway(interface.name, interface.address, mtu, config.tun, config.inside_queue, config.inside_mark)
 
     def admit(self, routers: Collection[Address]) -> None:
         return
@@ -141,3 +174,11 @@ class LinuxRouter:
 
     def next_look(self) -> float | None:
         return None
+
+
+def _mtu(interface: str) -> int:
+    """What is read from the TUN device is sent by `interface` as it is: the kernel must have cut it for that."""
+    try:
+        return int(Path("/sys/class/net", interface, "mtu").read_text())
+    except OSError:  # it has just gone
+        return _ETHERNET_MTU

@@ -146,7 +146,7 @@ def test_a_dry_run_prints_the_plan_and_changes_nothing(host, outer, nothing_runs
 def test_a_dry_run_says_what_the_configuration_says(host, outer, nothing_runs):
     host.configure(
         en="virtual_prefix = 241\nout_queue = 99\nmark = 0x4f",
-        router='interface = "wan"\ntun = "hairpin"\nroute_table = 99\ncontrol_queue = 98\nmark = 0x50',
+        router='interface = "wan"\ntun = "hairpin"\nroute_table = 99\ncontrol_queue = 98\nmark = 0x51',
     )
     en, router = host.good("en", "run", "--dry-run"), host.good("router", "run", "--dry-run")
     assert "-d 241.0.0.0/8 -j NFQUEUE --queue-num 99 --queue-bypass" in en
@@ -156,7 +156,7 @@ def test_a_dry_run_says_what_the_configuration_says(host, outer, nothing_runs):
     assert "--queue-num 98" in router
     assert "-o hairpin -p udp -j SNAT --to-source 203.0.113.1:" in router
     assert "ip -4 route replace default dev hairpin table 99" in router
-    assert "--mark 0x50000000/0xff000000" in router
+    assert "--mark 0x51000000/0xff000000" in router
     assert router.endswith("# and the kernel settings get the values back that they had\n")
     assert outer == [None, "wan"]
 

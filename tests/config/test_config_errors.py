@@ -134,6 +134,22 @@ def test_the_line_is_found_however_the_setting_is_written(text, line):
             '[router]\ninterface = "eth0"\ntun = "eth0"',
             "5: router.tun and router.interface are both eth0; expected a device name of our own for tun",
         ),
+        (
+            'tun = "eth0"\ninterface = "eth0"',
+            "3: en.tun and en.interface are both eth0; expected a device name of our own for tun",
+        ),
+        (
+            '[router]\ntun = "natf1"',
+            "4: en.tun and router.tun are both natf1; expected a device name of its own for each",
+        ),
+        (
+            "inside_queue = 8701\n[router]",
+            "3: en.inside_queue and router.control_queue are both 8701; expected a number of its own for each",
+        ),
+        (
+            "mark = 255\n[router]\nmark = 1",
+            "5: router.mark is 1, the value after en.mark, which marks inside hosts' connections; expected another",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_named_where_they_are_set(lines, message):

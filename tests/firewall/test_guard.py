@@ -13,6 +13,7 @@ from natf_bsd.firewall import guard, linux, plan
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.guard import Guard, judge, read
 from natf_bsd.firewall.installed import Installed
+from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.types import parse_address
@@ -308,6 +309,15 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-EN-\n"
         "echo '# address'; ip -o -4 address show dev eth0 scope global 2>/dev/null || true",
     )
+    gateway = Gateway("wan", G2, mtu=1500, tun="natf1", queue=1, mark=1)
+    assert linux.en_look("wan", gateway)[2].splitlines()[1:] == [
+        "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-EN-",
+        "echo '# route'; ip -4 route show table main proto 78 2>/dev/null",
+        "echo '# settings'; cd /proc/sys && cat net/ipv4/conf/natf1/rp_filter net/ipv6/conf/natf1/disable_ipv6"
+        " 2>/dev/null",
+        "echo '# device'; ip -o link show dev natf1 up 2>/dev/null | cut -d: -f2",
+        "echo '# address'; ip -o -4 address show dev wan scope global 2>/dev/null || true",
+    ]
     router = linux.RouterFirewall("wan", G2, control_queue=1, mark=1, mask=1, tun="natf0", table=99)
     assert linux.router_look(router)[2].splitlines()[1:] == [
         "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-RT-",

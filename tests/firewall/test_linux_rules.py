@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from natf_bsd.firewall import linux
 from natf_bsd.firewall.command import Command, Sysctl
+from natf_bsd.firewall.linux_gateway import Gateway, route_is_free
 from natf_bsd.types import parse_address
 
 EN = linux.EnFirewall("240.0.0.0/8", dns_queue=8710, out_queue=8711, in_queue=8712, mark=0x4E000000, mask=0xFF000000)
+GATEWAY = Gateway("wan", parse_address("203.0.113.1"), mtu=1492, tun="natf1", queue=8713, mark=0x4F000000)
+GATEWAY_EN = replace(EN, gateway=GATEWAY)
 ROUTER = linux.RouterFirewall(
     "wan",
     parse_address("203.0.113.1"),
@@ -36,6 +41,49 @@ COMMIT
 *raw
 :NATF-EN-PREROUTING - [0:0]
 :NATF-EN-OUTPUT - [0:0]
+-A NATF-EN-PREROUTING -s 240.0.0.0/8 ! -i lo -j DROP
+-A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
+-A NATF-EN-OUTPUT -d 240.0.0.0/8 -j NFQUEUE --queue-num 8711 --queue-bypass
+COMMIT
+"""
+
+GATEWAY_CHAINS = """\
+*filter
+:NATF-EN-OUTPUT - [0:0]
+:NATF-EN-FORWARD - [0:0]
+:NATF-EN-INPUT - [0:0]
+-A NATF-EN-OUTPUT -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+-A NATF-EN-FORWARD ! -i wan -o natf1 -d 240.0.0.0/8 -j ACCEPT
+-A NATF-EN-FORWARD -i natf1 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A NATF-EN-FORWARD -i natf1 -j DROP
+-A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+-A NATF-EN-INPUT -i natf1 -j DROP
+COMMIT
+*mangle
+:NATF-EN-INPUT - [0:0]
+:NATF-EN-OUTPUT - [0:0]
+:NATF-EN-FORWARD - [0:0]
+-A NATF-EN-INPUT -m connmark --mark 0x4f000000/0xff000000 -j NFQUEUE --queue-num 8713
+-A NATF-EN-INPUT -m connmark --mark 0x4e000000/0xff000000 -j NFQUEUE --queue-num 8712
+-A NATF-EN-INPUT -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-OUTPUT -m mark --mark 0x4f000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
+-A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
+-A NATF-EN-OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-FORWARD -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-FORWARD -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+COMMIT
+*nat
+:NATF-EN-POSTROUTING - [0:0]
+-A NATF-EN-POSTROUTING -o natf1 -p tcp -j SNAT --to-source 203.0.113.1:1024-32767
+-A NATF-EN-POSTROUTING -o natf1 -p udp -j SNAT --to-source 203.0.113.1:1024-32767
+-A NATF-EN-POSTROUTING -o natf1 -j SNAT --to-source 203.0.113.1
+COMMIT
+*raw
+:NATF-EN-PREROUTING - [0:0]
+:NATF-EN-OUTPUT - [0:0]
+-A NATF-EN-PREROUTING -i natf1 -j RETURN
 -A NATF-EN-PREROUTING -s 240.0.0.0/8 ! -i lo -j DROP
 -A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
 -A NATF-EN-OUTPUT -d 240.0.0.0/8 -j NFQUEUE --queue-num 8711 --queue-bypass
@@ -84,6 +132,40 @@ def test_the_external_nodes_chains_are_filled_by_one_process() -> None:
     ]
 
 
+def test_the_commands_of_an_external_node_that_serves_inside_hosts_too() -> None:
+    first, *rest = linux.en_rules(GATEWAY_EN)
+    assert first == Command(("iptables-restore", "-w", "10", "--noflush"), stdin=GATEWAY_CHAINS)
+    assert texts(rest) == [
+        "iptables -w 10 -t filter -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t filter -I FORWARD 1 -m comment --comment natf -j NATF-EN-FORWARD",
+        "iptables -w 10 -t filter -I INPUT 1 -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w 10 -t nat -I POSTROUTING 1 -m comment --comment natf -j NATF-EN-POSTROUTING",
+        "iptables -w 10 -t raw -I PREROUTING 1 -m comment --comment natf -j NATF-EN-PREROUTING",
+        "iptables -w 10 -t mangle -I INPUT 1 -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w 10 -t mangle -I FORWARD 1 -m comment --comment natf -j NATF-EN-FORWARD",
+        "iptables -w 10 -t mangle -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "iptables -w 10 -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
+        "ip link set natf1 up mtu 1492",
+        "ip -4 route replace 240.0.0.0/8 dev natf1 src 203.0.113.1 proto 78",
+    ]
+    assert linux.en_sysctls(GATEWAY_EN) == [
+        Sysctl("net/ipv4/conf/natf1/rp_filter", "2"),
+        Sysctl("net/ipv6/conf/natf1/disable_ipv6", "1", optional=True),
+    ]
+    assert linux.en_sysctls(EN) == []
+
+
+def test_somebody_elses_route_to_the_prefix_stands_in_the_way() -> None:
+    check = route_is_free(GATEWAY, "240.0.0.0/8")
+    assert check.command.argv == ("ip", "-4", "route", "show", "exact", "240.0.0.0/8")
+    assert check.judge(0, "") is None
+    assert check.judge(0, "240.0.0.0/8 dev natf1 proto 78 scope link src 203.0.113.1\n") is None
+    assert check.judge(0, "240.0.0.0/8 via 10.0.0.1 dev natf10 \n") == (
+        "a route to 240.0.0.0/8 exists: 240.0.0.0/8 via 10.0.0.1 dev natf10; virtual addresses need it"
+    )
+    assert check.judge(127, "") == "ip route does not work here (status 127); is iproute2 installed?"
+
+
 def test_the_routers_commands() -> None:
     first, *rest = linux.router_rules(ROUTER)
     assert first == Command(("iptables-restore", "-w", "10", "--noflush"), stdin=ROUTER_CHAINS)
@@ -107,8 +189,9 @@ def test_the_routers_commands() -> None:
 
 
 def test_each_jump_is_made_only_where_it_is_missing() -> None:
-    jumps = [command for command in linux.en_rules(EN) + linux.router_rules(ROUTER) if "-I" in command.argv]
-    assert len(jumps) == 11
+    commands = linux.en_rules(EN) + linux.en_rules(GATEWAY_EN) + linux.router_rules(ROUTER)
+    jumps = [command for command in commands if "-I" in command.argv]
+    assert len(jumps) == 20
     for command in jumps:
         hook = command.argv.index("-I") + 1
         # The check is the same rule without its place.
@@ -117,7 +200,7 @@ def test_each_jump_is_made_only_where_it_is_missing() -> None:
 
 
 def test_every_chain_has_its_jump_and_every_jump_its_chain() -> None:
-    for commands in linux.en_rules(EN), linux.router_rules(ROUTER):
+    for commands in linux.en_rules(EN), linux.en_rules(GATEWAY_EN), linux.router_rules(ROUTER):
         filled, jumped, table = set(), set(), ""
         for line in (commands[0].stdin or "").splitlines():
             table = line[1:] if line.startswith("*") else table
@@ -138,20 +221,30 @@ def test_undo_of_the_external_node() -> None:
         "iptables -w 10 -t mangle -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
         "iptables -w 10 -t mangle -F NATF-EN-OUTPUT",
         "iptables -w 10 -t mangle -X NATF-EN-OUTPUT",
+        "iptables -w 10 -t mangle -D FORWARD -m comment --comment natf -j NATF-EN-FORWARD",
+        "iptables -w 10 -t mangle -F NATF-EN-FORWARD",
+        "iptables -w 10 -t mangle -X NATF-EN-FORWARD",
         "iptables -w 10 -t mangle -D INPUT -m comment --comment natf -j NATF-EN-INPUT",
         "iptables -w 10 -t mangle -F NATF-EN-INPUT",
         "iptables -w 10 -t mangle -X NATF-EN-INPUT",
         "iptables -w 10 -t raw -D PREROUTING -m comment --comment natf -j NATF-EN-PREROUTING",
         "iptables -w 10 -t raw -F NATF-EN-PREROUTING",
         "iptables -w 10 -t raw -X NATF-EN-PREROUTING",
+        "iptables -w 10 -t nat -D POSTROUTING -m comment --comment natf -j NATF-EN-POSTROUTING",
+        "iptables -w 10 -t nat -F NATF-EN-POSTROUTING",
+        "iptables -w 10 -t nat -X NATF-EN-POSTROUTING",
+        "iptables -w 10 -t filter -D INPUT -m comment --comment natf -j NATF-EN-INPUT",
+        "iptables -w 10 -t filter -F NATF-EN-INPUT",
+        "iptables -w 10 -t filter -X NATF-EN-INPUT",
         "iptables -w 10 -t filter -D FORWARD -m comment --comment natf -j NATF-EN-FORWARD",
         "iptables -w 10 -t filter -F NATF-EN-FORWARD",
         "iptables -w 10 -t filter -X NATF-EN-FORWARD",
         "iptables -w 10 -t filter -D OUTPUT -m comment --comment natf -j NATF-EN-OUTPUT",
         "iptables -w 10 -t filter -F NATF-EN-OUTPUT",
         "iptables -w 10 -t filter -X NATF-EN-OUTPUT",
+        "ip -4 route flush table main proto 78",
     ]
-    assert {command.may_fail for command in commands} == {(1, 2)}
+    assert {command.may_fail for command in commands} == {(1, 2), (2,)}
 
 
 def test_undo_of_the_router() -> None:

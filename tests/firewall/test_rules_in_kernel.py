@@ -7,16 +7,19 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from natf_bsd.config import RouterConfig
 from natf_bsd.divert import Divert
+from natf_bsd.divert.tun import TunDevice
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import guard, linux, runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.installed import clean_up
+from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.runner import ProcSys, SysctlJournal
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.ops.process import Completed, run_process
@@ -32,6 +35,8 @@ pytestmark = [
 ]
 
 EN = linux.EnFirewall("240.0.0.0/8", dns_queue=8710, out_queue=8711, in_queue=8712, mark=0x4E000000, mask=0xFF000000)
+GATEWAY = Gateway("wan", parse_address("203.0.113.1"), mtu=1500, tun="natf1", queue=8713, mark=0x4F000000)
+GATEWAY_EN = replace(EN, gateway=GATEWAY)
 ROUTER = linux.RouterFirewall(
     "wan",
     parse_address("203.0.113.1"),
@@ -110,6 +115,37 @@ def test_the_external_node_leaves_the_host_as_it_was() -> None:
     assert host.state() == before
 
 
+@pytest.mark.parametrize("crashed", [False, True])
+def test_an_external_node_for_inside_hosts_leaves_the_host_as_it_was(crashed: bool) -> None:
+    gateway_leaves_nothing(crashed)
+
+
+@spaces.isolated
+def gateway_leaves_nothing(crashed: bool) -> None:
+    host = Host()
+    journal = SysctlJournal(Path("/run/en.sysctl"), ProcSys())
+    before = host.state()
+    with host.space:
+        assert runner.check(linux.probe_en(GATEWAY_EN)) == []
+        tun = TunDevice("natf1", "nothing goes")
+    for _ in range(2):
+        host.apply(linux.en_rules(GATEWAY_EN))
+        with host.space:
+            journal.apply(linux.en_sysctls(GATEWAY_EN))
+    assert host.space.run("ip route show proto 78").split() == (
+        ["240.0.0.0/8", "dev", "natf1", "scope", "link", "src", "203.0.113.1"]
+    )
+    with host.space:
+        assert runner.check(linux.probe_en(GATEWAY_EN)) == []
+        if crashed:
+            tun.close()
+    host.undo(linux.en_undo())
+    with host.space:
+        assert journal.restore() == []
+    tun.close()
+    assert host.state() == before
+
+
 @spaces.isolated
 def test_the_router_leaves_the_host_as_it_was() -> None:
     host = Host()
@@ -158,14 +194,16 @@ def stopped_half_way(done: int) -> None:
     before = host.state()
     cases: list[tuple[Callable[[], list[Command]], list[Command]]] = [
         (lambda: linux.en_rules(EN), linux.en_undo()),
+        (lambda: linux.en_rules(GATEWAY_EN), linux.en_undo()),
         (lambda: linux.router_rules(ROUTER), linux.router_undo(table=78)),
     ]
     with host.space:
-        bridge = NetfilterBridge("natf0")
+        bridge, tun = NetfilterBridge("natf0"), TunDevice("natf1", "nothing goes")
     for rules, undo in cases:
         host.apply(rules()[:done])
         host.undo(undo)
     bridge.close()
+    tun.close()
     assert host.state() == before
 
 
@@ -326,6 +364,41 @@ def test_the_guard_sees_what_others_do_to_an_external_node() -> None:
         assert guard.judge(expected, look(host, linux.en_look("wan")), HOME).changed == ("firewall rules of natf",)
         host.apply(linux.en_rules(EN))
         assert look(host, linux.en_look("wan")) == expected
+
+
+@spaces.isolated
+def test_the_guard_sees_what_others_do_to_one_that_serves_inside_hosts() -> None:
+    host = Host()
+    with host.space:
+        tun = TunDevice("natf1", "nothing goes")
+    host.apply(linux.en_rules(GATEWAY_EN))
+    listing = linux.en_look("wan", GATEWAY)
+    expected = look(host, listing)
+    rules, route, device = "firewall rules of natf", "route of the TUN device", "TUN device (not up)"
+    for spoil, changed in (
+        ("iptables -t nat -F", [rules]),
+        ("iptables -t mangle -F FORWARD", [rules]),
+        ("ip route del 240.0.0.0/8", [route]),
+        ("ip link set natf1 down", [route, device]),
+    ):
+        host.space.run(spoil)
+        assert guard.judge(expected, look(host, listing), HOME) == guard.Finding(tuple(changed), HOME)
+        host.apply(linux.en_rules(GATEWAY_EN))
+        assert look(host, listing) == expected
+    tun.close()
+
+
+@spaces.isolated
+def test_what_an_external_node_for_inside_hosts_cannot_use_is_named() -> None:
+    host = Host()
+    host.space.set("net/ipv4/ip_forward", "0")
+    host.space.run("ip route add 240.0.0.0/8 dev wan")
+    with host.space:
+        problems = runner.check(linux.probe_en(GATEWAY_EN))
+    assert [problem.split(":")[0] for problem in problems] == [
+        "this host does not forward IPv4 packets",
+        "a route to 240.0.0.0/8 exists",
+    ]
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from natf_bsd.cli import main
+from natf_bsd.divert import tun
 from natf_bsd.lab.demo import Demo
 from natf_bsd.lab.fabric import Fabric
 from natf_bsd.lab.figure1 import Figure1Lab
-from natf_bsd.natd_bridge import netfilter
 
 STORY = (
     "without NAT-f alice cannot be reached",
@@ -35,7 +35,7 @@ PARTS = ("negotiation start", "router, its NAT included", "resume", "total", "an
 
 @pytest.mark.lab
 def test_the_story_is_told_whole_and_within_its_time() -> None:
-    if reason := netfilter.unavailable():
+    if reason := tun.unavailable():
         pytest.skip(reason)
     said: list[str] = []
     began = time.monotonic()

@@ -36,7 +36,8 @@ def test_the_external_node_has_a_gateway_that_nobody_is() -> None:
 
 def test_the_homes_of_figure_3_have_the_same_addresses() -> None:
     homes = [[port.address for _, port in FIGURE3.ports(segment)] for segment in ("private", "private2")]
-    assert homes[0] == homes[1] == ["192.168.0.1", "192.168.0.2"]
+    assert homes[0] == ["192.168.0.1", "192.168.0.2", "192.168.0.3"]
+    assert homes[1] == [*homes[0], "192.168.0.4"]
     assert [host.name for host in FIGURE3.hosts if host.nat] == ["router", "router2"]
 
 
@@ -71,9 +72,13 @@ def test_no_router_is_probed_from_outside() -> None:
     found = [(host.name, targets) for host, targets in probes(FIGURE3)]
     assert found == [
         ("router", ["dns:203.0.113.53:53"]),
-        ("router", ["http:192.168.0.2:80", "udp-echo:192.168.0.2:5000"]),
-        ("router2", ["http:192.168.0.2:80", "udp-echo:192.168.0.2:5000"]),
+        ("router", [server for last in (2, 3) for server in servers(last)]),
+        ("router2", [server for last in (2, 3, 4) for server in servers(last)]),
     ]
+
+
+def servers(last: int) -> list[str]:
+    return [f"http:192.168.0.{last}:80", f"udp-echo:192.168.0.{last}:5000"]
 
 
 ZONE = Zone(domains={"home.example.net": "203.0.113.1"}, hosts={"www.other.example.net": "203.0.113.9"})

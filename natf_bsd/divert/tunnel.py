@@ -1,0 +1,112 @@
+"""Linux: the two ends of an external node's way for inside hosts (private to private), as backends of `Divert`.
+
+The host's own NAT stands between the inside host and us: what leaves by the TUN device has its source translated, what
+we write to it gets the inside host's address back.
+
+    inside host P1:s -> V1:d   SNAT   G1:s -> V1:d   TUN, `FromInside`   G1:s -> G2:m   raw socket -> wire
+    inside host P1:s <- V1:d   NAT    G1:s <- V1:d   TUN, `ToInside`     G1:s <- G2:m   NFQUEUE    <- wire
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from natf_bsd.divert.handle import Backend
+from natf_bsd.divert.inject import Injector
+from natf_bsd.divert.tun import TunDevice
+from natf_bsd.types import Direction, Packet
+
+_IPV4: Final = 4
+_HEADER: Final = 20
+
+
+class TunInjector:
+    """Errors to inside hosts: whole packets from a virtual address, which the NAT passes on to where they belong."""
+
+    def __init__(self, tun: TunDevice) -> None:
+        self._tun = tun
+        self._sent = self._refused = 0
+
+    def send(self, data: bytes | bytearray) -> None:
+        if self._tun.write(data):
+            self._sent += 1
+        else:
+            self._refused += 1
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`sent`, and `refused` (interface down, no memory)."""
+        return {"sent": self._sent, "refused": self._refused}
+
+
+class FromInside:
+    """A backend: packets to the /8 `prefix` come out of `tun`, and go on through the raw socket `out`, whose mark tells
+    the answers. Closes both."""
+
+    def __init__(self, tun: TunDevice, interface: str, prefix: int, out: Injector) -> None:
+        self._tun = tun
+        self._interface = interface
+        self._prefix = prefix
+        self._out = out
+        self._received = self._dropped = self._foreign = 0
+
+    def fileno(self) -> int:
+        return self._tun.fileno()
+
+    def receive(self, limit: int) -> list[Packet]:
+        read = self._tun.read_batch(limit)
+        found = [
+            Packet(bytearray(data), Direction.OUT, self._interface, token=self) for data in read if self._is_ours(data)
+        ]
+        self._foreign += len(read) - len(found)
+        self._received += len(found)
+        return found
+
+    def send(self, packet: Packet) -> None:
+        self._out.send(packet.data)
+
+    def drop(self, packet: Packet) -> None:
+        self._dropped += 1
+
+    def close(self) -> None:
+        self._tun.close()
+        self._out.close()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`received`, `dropped` by us, `foreign` (what the host itself says on any interface); of the raw socket,
+        `sent` and what the network refused."""
+        own = {"received": self._received, "dropped": self._dropped, "foreign": self._foreign}
+        return own | self._out.counters
+
+    def _is_ours(self, data: bytes) -> bool:
+        return len(data) >= _HEADER and data[0] >> 4 == _IPV4 and data[16] == self._prefix
+
+
+class ToInside:
+    """A backend: takes packets from `queue`, and gives them back to `tun` in its place."""
+
+    def __init__(self, queue: Backend, tun: TunInjector) -> None:
+        self._queue = queue
+        self._tun = tun
+
+    def fileno(self) -> int:
+        return self._queue.fileno()
+
+    def receive(self, limit: int) -> list[Packet]:
+        return self._queue.receive(limit)
+
+    def send(self, packet: Packet) -> None:
+        self._queue.drop(packet)
+        self._tun.send(packet.data)
+
+    def drop(self, packet: Packet) -> None:
+        self._queue.drop(packet)
+
+    def close(self) -> None:
+        self._queue.close()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Those of the queue, where `dropped` is all; of these were `sent` by the device, or `refused` by it."""
+        return self._queue.counters | self._tun.counters

@@ -1,0 +1,111 @@
+"""The way for inside hosts: out of the device and on by a raw socket, out of the queue and on by the device."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from natf_bsd.divert import Divert, held_by
+from natf_bsd.divert.inject import Injector
+from natf_bsd.divert.memory import MemoryBackend
+from natf_bsd.divert.tun import TunDevice
+from natf_bsd.divert.tunnel import FromInside, ToInside, TunInjector
+from natf_bsd.errors import NatfError
+from natf_bsd.types import Direction, Endpoint, Packet, parse_address
+from natf_bsd.wire import build
+
+G1, G2, V1 = (parse_address(text) for text in ("203.0.113.1", "203.0.113.2", "240.0.51.82"))
+OUT = bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), b"hello"))
+
+
+class Device:
+    """A TUN device and the raw socket beside it: what waits to be read, what was written, what was sent."""
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.written: list[bytes] = []
+        self.sent: list[bytes] = []
+        self.up = True
+        self.closed = 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def read_batch(self, limit: int) -> list[bytes]:
+        found, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        return found
+
+    def write(self, data: bytearray) -> bool:
+        if self.up:
+            self.written.append(bytes(data))
+        return self.up
+
+    def send(self, data: bytearray) -> None:
+        self.sent.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed += 1
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return {"sent": len(self.sent)}
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def out(device: Device) -> Divert:
+    backend = FromInside(cast(TunDevice, device), "natf1", 240, cast(Injector, device))
+    return Divert(0, direction=Direction.OUT, backend=backend)
+
+
+def test_only_packets_to_virtual_addresses_come_out_of_the_device(device: Device, out: Divert) -> None:
+    elsewhere = bytes(build.udp(Endpoint(G1, 2000), Endpoint(G2, 5000), b"hello"))
+    device.waiting = [b"\x60" + bytes(47), elsewhere, OUT, b"\x45"]
+    [packet] = out.recv_batch()
+    assert (bytes(packet.data), packet.direction, packet.interface) == (OUT, Direction.OUT, "natf1")
+    assert out.counters == {"received": 1, "dropped": 0, "foreign": 3, "sent": 0}
+
+
+def test_what_came_out_of_the_device_goes_on_by_the_raw_socket_once(device: Device, out: Divert) -> None:
+    device.waiting = [OUT, OUT]
+    first, second = out.recv_batch()
+    first.data[16:20] = G2
+    held_by(first).send(first)
+    held_by(second).drop(second)
+    assert [data[16:20] for data in device.sent] == [G2]
+    assert device.written == []
+    for packet in (first, second):
+        with pytest.raises(NatfError, match="is not held"):
+            out.send(packet)
+
+
+def test_an_answer_is_taken_from_the_queue_and_written_to_the_device(device: Device) -> None:
+    queue = MemoryBackend()
+    inward = Divert(0, backend=ToInside(queue, TunInjector(cast(TunDevice, device))))
+    for text in (b"one", b"two"):
+        queue.feed(build.udp(Endpoint(G2, 61000), Endpoint(G1, 2000), text), Direction.IN)
+    first, second = inward.recv_batch()
+    first.data[12:16] = V1
+    held_by(first).send(first)
+    device.up = False
+    held_by(second).send(second)
+    assert (queue.sent, queue.dropped) == ([], [first, second])
+    assert [data[12:16] for data in device.written] == [V1]
+    assert {name: inward.counters[name] for name in ("sent", "refused")} == {"sent": 1, "refused": 1}
+    inward.close()
+    assert device.closed == 0, "it is the other handle's"
+
+
+def test_closing_gives_up_the_device_and_the_socket(device: Device, out: Divert) -> None:
+    out.close()
+    assert device.closed == 2
+
+
+def test_a_packet_of_our_own_making_is_nobodys(device: Device) -> None:
+    with pytest.raises(NatfError, match="of our own making"):
+        held_by(Packet(bytearray(OUT), Direction.OUT))
