@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.lab import Lab
 from tests.lab_platform import own_lab, remove_remains
 
 IS_FREEBSD = sys.platform.startswith("freebsd")
@@ -45,8 +46,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     """A failure in a lab is mostly explained by what the processes on its hosts wrote."""
     outcome = yield
     report = outcome.get_result()
-    lab = getattr(item, "funcargs", {}).get("figure1")
-    if report.failed and isinstance(lab, Figure1Lab):
+    arguments = getattr(item, "funcargs", {})
+    lab = arguments.get("figure1") or arguments.get("figure3")
+    if report.failed and isinstance(lab, Lab):
         report.sections.append(("Logs of the lab", lab.report()))
 
 
@@ -54,5 +56,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 def figure1() -> Iterator[Figure1Lab]:
     """The paper's figure 1, up, daemons not started: one for all tests of a file."""
     remove_remains()
-    with own_lab() as lab, lab:
+    with own_lab(Figure1Lab) as lab, lab:
         yield lab

@@ -8,34 +8,37 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from natf_bsd.lab.figure1 import Figure1Lab
-from natf_bsd.lab.lab import LabProcess
+from natf_bsd.lab.figure3 import Figure3Lab
+from natf_bsd.lab.lab import Lab, LabProcess
+
+L = TypeVar("L", bound=Lab)
 
 ADDRESSES = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
 
 
-def addresses(lab: Figure1Lab, name: str) -> list[str]:
-    """What the external node's own resolver gives for `name`; empty if nothing."""
-    return lab.exec("en", [sys.executable, "-c", ADDRESSES, name]).stdout.split()
+def addresses(lab: Lab, name: str, host: str = "en") -> list[str]:
+    """What the own resolver of `host` gives for `name`; empty if nothing."""
+    return lab.exec(host, [sys.executable, "-c", ADDRESSES, name]).stdout.split()
 
 
-def resolve(lab: Figure1Lab, name: str) -> str:
+def resolve(lab: Lab, name: str, host: str = "en") -> str:
     """The first of `addresses`."""
-    return addresses(lab, name)[0]
+    return addresses(lab, name, host)[0]
 
 
 _LOCK = ".lock"
 
 
 @contextmanager
-def own_lab() -> Iterator[Figure1Lab]:
+def own_lab(kind: Callable[[str], L]) -> Iterator[L]:
     """A lab of an instance that nobody else has, not up; inside, other test runs do not take it for remains."""
-    lab = Figure1Lab(f"test-r{secrets.token_hex(4)}")
+    lab = kind(f"test-r{secrets.token_hex(4)}")
     lock = lab.run_dir.with_suffix(_LOCK)
     with _held(lock):
         yield lab
@@ -48,7 +51,8 @@ def remove_remains() -> None:
     """Of test runs that were killed: nobody holds the lock of their labs, in whatever process namespace they ran."""
     for lock in Figure1Lab().run_dir.parent.glob(f"test-*{_LOCK}"):
         with suppress(BlockingIOError), _held(lock, fcntl.LOCK_NB):
-            Figure1Lab(lock.stem).down()
+            for kind in Figure1Lab, Figure3Lab:  # each knows the hosts of its own
+                kind(lock.stem).down()
             lock.unlink(missing_ok=True)
 
 
@@ -80,10 +84,10 @@ class Site(Protocol):
     def interfaces(self, lab: Figure1Lab, host: str) -> list[str]:
         """The names of the Ethernet interfaces."""
 
-    def state(self, lab: Figure1Lab, host: str) -> dict[str, list[str]]:
+    def state(self, lab: Lab, host: str) -> dict[str, list[str]]:
         """Everything a daemon of ours touches on a host: rules, routes, devices, kernel settings."""
 
-    def own_rules(self, lab: Figure1Lab, host: str) -> list[str]:
+    def own_rules(self, lab: Lab, host: str) -> list[str]:
         """The firewall rules that are marked as ours."""
 
     def reload_firewall(self, lab: Figure1Lab, host: str) -> None:
@@ -105,7 +109,7 @@ class Site(Protocol):
         """Everything on the machine that a lab leaves, were it to leave something."""
 
 
-def lines(lab: Figure1Lab, host: str, *argv: str) -> list[str]:
+def lines(lab: Lab, host: str, *argv: str) -> list[str]:
     return lab.exec(host, list(argv), check=True).stdout.splitlines()
 
 
@@ -133,7 +137,7 @@ class Linux:
         names = [line.split(":")[1].split("@")[0].strip() for line in lines(lab, host, "ip", "-o", "link")]
         return [name for name in names if name != "lo"]
 
-    def state(self, lab: Figure1Lab, host: str) -> dict[str, list[str]]:
+    def state(self, lab: Lab, host: str) -> dict[str, list[str]]:
         rules = [line for line in lines(lab, host, "iptables-save") if line.startswith(("-A", ":NATF"))]
         settings = [line for line in lines(lab, host, "sysctl", "-a", "--ignore") if line.startswith("net.")]
         return {
@@ -144,7 +148,7 @@ class Linux:
             "settings": [line for line in settings if not self._OF_THE_KERNEL.search(line)],
         }
 
-    def own_rules(self, lab: Figure1Lab, host: str) -> list[str]:
+    def own_rules(self, lab: Lab, host: str) -> list[str]:
         return [line for line in lines(lab, host, "iptables-save") if "NATF-" in line]
 
     def reload_firewall(self, lab: Figure1Lab, host: str) -> None:
@@ -238,7 +242,7 @@ route -q add -host $2 -iface $port
     def interfaces(self, lab: Figure1Lab, host: str) -> list[str]:
         return lab.exec(host, ["ifconfig", "-l", "ether"], check=True).stdout.split()
 
-    def state(self, lab: Figure1Lab, host: str) -> dict[str, list[str]]:
+    def state(self, lab: Lab, host: str) -> dict[str, list[str]]:
         return {
             "rules": lines(lab, host, "ipfw", "-S", "list"),
             "sets": lines(lab, host, "ipfw", "set", "show"),
@@ -249,7 +253,7 @@ route -q add -host $2 -iface $port
             "settings": lines(lab, host, "sysctl", *self._SETTINGS),
         }
 
-    def own_rules(self, lab: Figure1Lab, host: str) -> list[str]:
+    def own_rules(self, lab: Lab, host: str) -> list[str]:
         return [line for line in lines(lab, host, "ipfw", "-S", "list") if line.endswith("// natf")]
 
     def reload_firewall(self, lab: Figure1Lab, host: str) -> None:

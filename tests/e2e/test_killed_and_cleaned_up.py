@@ -12,58 +12,15 @@ import pytest
 from natf_bsd.lab import services
 from natf_bsd.lab.demo import digest
 from natf_bsd.lab.figure1 import Figure1Lab
-from natf_bsd.lab.lab import LabProcess
 from natf_bsd.wire import packet
+from tests.e2e.steps import Talk, differences, kill
 from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
-TALK = """
-import http.client, sys
-connection = http.client.HTTPConnection("alice.home.example.net", timeout=20)
-for line in sys.stdin:
-    connection.request("GET", "/")
-    print(connection.sock.getsockname()[1], connection.getresponse().read().split()[2].decode(), flush=True)
-"""
-
-
-class Talk:
-    """One HTTP connection to alice that stays open between requests."""
-
-    def __init__(self, lab: Figure1Lab) -> None:
-        self._process: LabProcess = lab.spawn(
-            "en", ["python3", "-c", TALK], name="talk", stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def request(self) -> tuple[str, str]:
-        """Local port, and the host that answered."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("again\n")
-        self._process.stdin.flush()
-        port, host = self._process.stdout.readline().split()
-        return port, host
-
-
-def kill(process: LabProcess | None) -> None:
-    assert process is not None
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
 
 def connect(lab: Figure1Lab) -> subprocess.CompletedProcess[str]:
     return lab.exec("en", ["curl", "-sS", "--max-time", "10", "http://alice.home.example.net/"])
-
-
-def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
-    """What came (+) and went (-), for the message of a failing comparison."""
-    return [
-        f"{mark}{kind}: {line}"
-        for kind in before
-        for mark, these, those in (("-", before, after), ("+", after, before))
-        for line in these[kind]
-        if line not in those[kind]
-    ]
 
 
 def mapped(lab: Figure1Lab, port: str) -> str:
@@ -75,7 +32,7 @@ def mapped(lab: Figure1Lab, port: str) -> str:
 
 @pytest.mark.parametrize("role", ["en", "router"])
 def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, role: str) -> None:
-    talk = Talk(natf)
+    talk = Talk(natf, "en", "alice.home.example.net")
     before = talk.request()
     mapping = mapped(natf, before[0])
     kill(getattr(natf, role))
@@ -86,7 +43,7 @@ def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, 
 
 
 def test_a_restart_by_signal_keeps_connections(natf: Figure1Lab) -> None:
-    talk = Talk(natf)
+    talk = Talk(natf, "en", "alice.home.example.net")
     before = talk.request()
     assert natf.en is not None
     natf.en.send_signal(signal.SIGUSR1)
@@ -99,7 +56,7 @@ def test_a_restart_by_signal_keeps_connections(natf: Figure1Lab) -> None:
 
 
 def test_data_flow_on_while_the_router_has_no_daemon(natf: Figure1Lab) -> None:
-    talk = Talk(natf)
+    talk = Talk(natf, "en", "alice.home.example.net")
     before = talk.request()
     kill(natf.router)
     assert talk.request() == before

@@ -29,7 +29,7 @@ CURL = ("curl", "-sS", "--max-time", "10")
 @pytest.fixture
 def own() -> Iterator[Figure1Lab]:
     """One beside the fixture's; not up, gone afterwards whatever the test does to it."""
-    with own_lab() as lab:
+    with own_lab(Figure1Lab) as lab:
         yield lab
         lab.down()
 

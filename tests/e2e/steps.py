@@ -1,0 +1,51 @@
+"""What the stories on labs have in common."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+from natf_bsd.lab.lab import Lab, LabProcess
+
+TALK = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], timeout=20)
+for line in sys.stdin:
+    connection.request("GET", "/")
+    print(connection.sock.getsockname()[1], connection.getresponse().read().split()[2].decode(), flush=True)
+"""
+
+
+class Talk:
+    """One HTTP connection from `host` to `name` that stays open between requests."""
+
+    def __init__(self, lab: Lab, host: str, name: str) -> None:
+        self._process: LabProcess = lab.spawn(
+            host, ["python3", "-c", TALK, name], name="talk", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def request(self) -> tuple[str, str]:
+        """Local port, and the host that answered."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("again\n")
+        self._process.stdin.flush()
+        port, host = self._process.stdout.readline().split()
+        return port, host
+
+
+def kill(process: LabProcess | None) -> None:
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
+    """What came (+) and went (-), for the message of a failing comparison."""
+    return [
+        f"{mark}{kind}: {line}"
+        for kind in before
+        for mark, these, those in (("-", before, after), ("+", after, before))
+        for line in these[kind]
+        if line not in those[kind]
+    ]
