@@ -1,14 +1,19 @@
-"""`natf lab` and `natf demo`: the paper's figure 1 on this machine."""
+"""`natf lab`: the paper's figure 1 on this machine; `natf demo`: that, or figure 3."""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from natf_bsd.errors import NatfError
+
+if TYPE_CHECKING:
+    from natf_bsd.lab.story import Story
 
 
 @click.group(short_help="Figure 1 as a network on this machine.")
@@ -64,8 +69,9 @@ def status() -> None:
 
 
 @click.command(short_help="Tell the whole story, here.")
+@click.option("--figure", type=click.Choice(("1", "3")), default="1", help="Of the paper; 3: from private to private.")
 @click.option("--in-memory", is_flag=True, help="Tell the story on the in-memory fabric even where a lab is possible.")
-def demo(in_memory: bool) -> None:
+def demo(figure: str, in_memory: bool) -> None:
     """Tell the whole story on this machine, step by step with times, and leave nothing behind."""
     from natf_bsd.lab.figure1 import Figure1Lab
 
@@ -77,12 +83,19 @@ def demo(in_memory: bool) -> None:
         "--in-memory was given" if in_memory else Figure1Lab.is_supported() or Figure1Lab().platform.lacks_for_daemons()
     )
     if reason is None:
-        from natf_bsd.lab.demo import Demo
-
-        failed = Demo(click.echo).run()
+        failed = _story(figure, click.echo).run()
+    elif figure != "1":
+        raise NatfError(f"figure {figure} is told with real hosts only: {reason}")
     else:
         from natf_bsd.lab.demo_memory import tell
 
         failed = tell(click.echo, reason)
     if failed:
         raise NatfError("the demo failed: " + "; ".join(failed))
+
+
+def _story(figure: str, say: Callable[[str], object]) -> Story:
+    from natf_bsd.lab.demo import Demo
+    from natf_bsd.lab.demo_homes import Demo3
+
+    return Demo3(say) if figure == "3" else Demo(say)

@@ -269,7 +269,7 @@ class NetnsPlatform:
     def machine(self) -> list[str]:
         looks = (("ip", "netns", "list"), ("ip", "-br", "link"), ("ip", "rule"), ("findmnt", "-rno", "TARGET"))
         found = [line for look in looks for line in _run(look, None).stdout.splitlines()]
-        return [line for line in found if self.location("") in line or "natf0" in line]
+        return [line for line in found if any(text in line for text in (self.location(""), "natf0", "natf1"))]
 
     def _mark(self, host: str) -> str:
         """In the environment of every process we start, so that it is found whatever became of its namespace."""

@@ -3,7 +3,10 @@ ifconfig(8))."""
 
 from __future__ import annotations
 
+import fcntl
 import re
+import socket
+import struct
 import sys
 from dataclasses import dataclass
 
@@ -12,6 +15,9 @@ from natf_bsd.ops.process import Run, run_process
 from natf_bsd.types import Address, format_address, parse_address
 
 _INET = re.compile(r"^\s+inet (\S+)(?: --> \S+)? netmask", re.MULTILINE)
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
+_IFREQ_MTU = struct.Struct("16si20x")  # struct ifreq
+_ETHERNET_MTU = 1500
 _MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
 _NO_ROUTE = "no IPv4 default route; name the outer interface (interface = in the configuration)"
 
@@ -32,6 +38,16 @@ def outer_interface(wanted: str | None) -> Interface:
     if sys.platform.startswith("freebsd"):
         return outer_on_freebsd(wanted)
     raise NatfError(f"interfaces of {sys.platform} cannot be read: natf runs on FreeBSD and Linux")
+
+
+def mtu_on_linux(name: str) -> int:
+    """Of the interface `name`; the Ethernet's where it has just gone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ_MTU.pack(name.encode(), 0))
+        except OSError:
+            return _ETHERNET_MTU
+    return int(_IFREQ_MTU.unpack(answer)[1])
 
 
 def _outer_on_linux(wanted: str | None) -> Interface:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
-from pathlib import Path
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
@@ -26,8 +25,6 @@ from natf_bsd.types import Address, Direction, parse_address
 
 MARK_MASK = 0xFF000000
 """The byte of the packet mark that is ours; `mark` in the configuration is its value."""
-
-_ETHERNET_MTU = 1500
 
 
 class Linux:
@@ -107,7 +104,8 @@ class LinuxEn:
 
     def _gateway_on(self, interface: Interface) -> Gateway:
         config = self._config
-        mtu = _mtu(interface.name)
+        # What is read from the TUN device is sent by the outer interface as it is: the kernel must cut it for that.
+        mtu = interfaces.mtu_on_linux(interface.name)
         return Gateway(interface.name, interface.address, mtu, config.tun, config.inside_queue, config.inside_mark)
 
     def admit(self, routers: Collection[Address]) -> None:
@@ -174,11 +172,3 @@ class LinuxRouter:
 
     def next_look(self) -> float | None:
         return None
-
-
-def _mtu(interface: str) -> int:
-    """What is read from the TUN device is sent by `interface` as it is: the kernel must have cut it for that."""
-    try:
-        return int(Path("/sys/class/net", interface, "mtu").read_text())
-    except OSError:  # it has just gone
-        return _ETHERNET_MTU

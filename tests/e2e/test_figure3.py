@@ -12,9 +12,9 @@ import pytest
 
 from natf_bsd.lab import services
 from natf_bsd.lab.capture import CapturedPacket
-from natf_bsd.lab.demo import digest
 from natf_bsd.lab.figure3 import HOMES, Figure3Lab
 from natf_bsd.lab.lab import LabProcess
+from natf_bsd.lab.story import digest
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import packet

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from natf_bsd.lab import services
-from natf_bsd.lab.demo import digest
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.story import digest
 from natf_bsd.wire import packet
 from tests.e2e.steps import Talk, differences, kill
 from tests.lab_platform import HERE, resolve

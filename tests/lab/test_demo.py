@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from natf_bsd.cli import main
 from natf_bsd.divert import tun
 from natf_bsd.lab.demo import Demo
+from natf_bsd.lab.demo_homes import Demo3
 from natf_bsd.lab.fabric import Fabric
 from natf_bsd.lab.figure1 import Figure1Lab
 
@@ -27,6 +28,27 @@ STORY = (
     "so is a host the table does not know",
     "a plain host without NAT-f is reached by the fallback: This is plain's page.",
     "at the router's outer side: one echo request, one echo reply, then the SYN, once",
+    "every mapping's time was traced on both sides",
+    "everything is removed",
+)
+STORY3 = (
+    "alice and carol have the same address, each in her own network: 192.168.0.2",
+    "without NAT-f alice cannot reach carol",
+    "nor carol alice",
+    "natf router and natf en run on both routers, beside their own NAT, and nothing on inside hosts",
+    "to alice carol and dave have virtual addresses of their own: 240.",
+    "and so has alice to carol: 240.",
+    "alice calls carol, all four at the same time, with stock curl: This is carol's page. You are 203.0.113.1:",
+    "carol calls alice, all four at the same time, with stock curl: This is alice's page. You are 203.0.113.2:",
+    "bob calls dave, all four at the same time, with stock curl: This is dave's page. You are 203.0.113.1:",
+    "dave calls bob, all four at the same time, with stock curl: This is bob's page. You are 203.0.113.2:",
+    "UDP datagrams from alice and back: carol: one, carol: two, carol: three",
+    "UDP datagrams from carol and back: bob: one, bob: two, bob: three",
+    "a 20 MB file from carol to alice, the same bytes: 20000000 bytes",
+    "eve, whom her router's table denies, is refused at once",
+    "so is a host the table does not know",
+    "at the router's outer side: one echo request, one echo reply, then the SYN, once",
+    "no virtual address is ever on the wire",
     "every mapping's time was traced on both sides",
     "everything is removed",
 )
@@ -53,11 +75,44 @@ def test_the_story_is_told_whole_and_within_its_time() -> None:
 
 
 @pytest.mark.lab
+def test_the_story_from_private_to_private_is_told_whole_and_within_its_time() -> None:
+    if reason := tun.unavailable():
+        pytest.skip(reason)
+    said: list[str] = []
+    began = time.monotonic()
+    assert Demo3(said.append).run() == []
+    assert time.monotonic() - began < 120
+    text = "\n".join(said)
+    for step in STORY3:
+        assert re.search(rf"^ *[0-9.]+ s  ok   {re.escape(step)}", text, re.MULTILINE), step
+    for part in PARTS:
+        assert re.search(rf"^  {re.escape(part)} +[1-9]\d* us +[1-9]\d* us$", text, re.MULTILINE), part
+    hops = [line.split() for line in said if re.match(r"  \w+, \w+ +tcp ", line)]
+    assert [(hop[0], hop[-3].rpartition(":")[0], hop[-1].split(".")[0]) for hop in hops] == [
+        ("alice,", "192.168.0.2", "240"),
+        ("alice,", "192.168.0.2", "240"),
+        ("router,", "192.168.0.2", "240"),
+        ("router,", "203.0.113.1", "203"),
+        ("router2,", "203.0.113.1", "203"),
+        ("router2,", "203.0.113.1", "192"),
+        ("carol,", "203.0.113.1", "192"),
+    ]
+    for table in ("ACT", "NRT, names", "VAT, flows"):
+        assert any(line.startswith(table) for line in said), table
+
+
+def test_figure_3_is_not_told_in_memory() -> None:
+    done = CliRunner().invoke(main, ["demo", "--figure", "3", "--in-memory"])
+    assert done.exit_code == 1
+    assert "figure 3 is told with real hosts only: --in-memory was given" in done.output
+
+
+@pytest.mark.lab
 @pytest.mark.skipif(os.geteuid() != 0, reason="stands for the demo on a broken machine; once is enough")
 def test_a_router_that_says_nothing_of_eve_is_no_refusal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     demo = Demo(said.append)
-    monkeypatch.setattr(demo, "_tell", lambda: (demo._lab.start_router(), demo._lab.start_en(), filtered(demo)))
+    monkeypatch.setattr(demo, "_tell", lambda: (demo._figure.start_router(), demo._figure.start_en(), filtered(demo)))
     assert demo.run() == ["eve, whom the table denies, is refused at once", "so is a host the table does not know"]
 
 

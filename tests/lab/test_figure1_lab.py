@@ -16,9 +16,9 @@ import pytest
 from natf_bsd.errors import NatfError
 from natf_bsd.lab import lab as lab_module
 from natf_bsd.lab import services
-from natf_bsd.lab.demo import digest
 from natf_bsd.lab.figure1 import ACT, Figure1Lab
 from natf_bsd.lab.services import big_digest
+from natf_bsd.lab.story import digest
 from tests.lab_platform import HERE, addresses, own_lab
 
 pytestmark = pytest.mark.lab
