@@ -9,8 +9,9 @@ we write to it gets the inside host's address back.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
+from natf_bsd.divert.fragments import Fragments
 from natf_bsd.divert.handle import Backend
 from natf_bsd.divert.inject import Injector
 from natf_bsd.divert.tun import TunDevice
@@ -41,13 +42,17 @@ class TunInjector:
 
 class FromInside:
     """A backend: packets to the /8 `prefix` come out of `tun`, and go on through the raw socket `out`, whose mark tells
-    the answers. Closes both."""
+    the answers. Closes both.
+
+    The kernel cuts a large datagram for the device. Its first fragment is the packet; the others follow it.
+    """
 
     def __init__(self, tun: TunDevice, interface: str, prefix: int, out: Injector) -> None:
         self._tun = tun
         self._interface = interface
         self._prefix = prefix
         self._out = out
+        self._fragments = Fragments()
         self._received = self._dropped = self._foreign = 0
 
     def fileno(self) -> int:
@@ -55,15 +60,20 @@ class FromInside:
 
     def receive(self, limit: int) -> list[Packet]:
         read = self._tun.read_batch(limit)
-        found = [
-            Packet(bytearray(data), Direction.OUT, self._interface, token=self) for data in read if self._is_ours(data)
-        ]
-        self._foreign += len(read) - len(found)
+        ours = [data for data in read if self._is_ours(data)]
+        self._foreign += len(read) - len(ours)
+        found = [self._packet(parts) for parts in map(self._fragments.take, ours) if parts]
         self._received += len(found)
         return found
 
+    def _packet(self, parts: list[bytes]) -> Packet:
+        return Packet(bytearray(parts[0]), Direction.OUT, self._interface, token=parts[1:])
+
     def send(self, packet: Packet) -> None:
         self._out.send(packet.data)
+        for part in cast("list[bytes]", packet.token):
+            # The raw socket makes the header's checksum.
+            self._out.send(part[:12] + packet.data[12:20] + part[20:])
 
     def drop(self, packet: Packet) -> None:
         self._dropped += 1
@@ -74,10 +84,10 @@ class FromInside:
 
     @property
     def counters(self) -> dict[str, int]:
-        """`received`, `dropped` by us, `foreign` (what the host itself says on any interface); of the raw socket,
-        `sent` and what the network refused."""
+        """`received`, `dropped` by us, `foreign` (what the host itself says on any interface), `incomplete` (datagrams
+        whose fragments did not all come); of the raw socket, `sent` and what the network refused."""
         own = {"received": self._received, "dropped": self._dropped, "foreign": self._foreign}
-        return own | self._out.counters
+        return own | {"incomplete": self._fragments.lost} | self._out.counters
 
     def _is_ours(self, data: bytes) -> bool:
         return len(data) >= _HEADER and data[0] >> 4 == _IPV4 and data[16] == self._prefix

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from natf_bsd.divert import Divert, held_by
+from natf_bsd.divert.fragments import Fragments
 from natf_bsd.divert.inject import Injector
 from natf_bsd.divert.memory import MemoryBackend
 from natf_bsd.divert.tun import TunDevice
@@ -68,7 +71,7 @@ def test_only_packets_to_virtual_addresses_come_out_of_the_device(device: Device
     device.waiting = [b"\x60" + bytes(47), elsewhere, OUT, b"\x45"]
     [packet] = out.recv_batch()
     assert (bytes(packet.data), packet.direction, packet.interface) == (OUT, Direction.OUT, "natf1")
-    assert out.counters == {"received": 1, "dropped": 0, "foreign": 3, "sent": 0}
+    assert out.counters == {"received": 1, "dropped": 0, "foreign": 3, "incomplete": 0, "sent": 0}
 
 
 def test_what_came_out_of_the_device_goes_on_by_the_raw_socket_once(device: Device, out: Divert) -> None:
@@ -82,6 +85,49 @@ def test_what_came_out_of_the_device_goes_on_by_the_raw_socket_once(device: Devi
     for packet in (first, second):
         with pytest.raises(NatfError, match="is not held"):
             out.send(packet)
+
+
+def test_the_fragments_of_a_large_datagram_go_where_the_first_one_goes(device: Device, out: Divert) -> None:
+    device.waiting = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), b"hello" * 600)))
+    pieces = list(device.waiting)
+    [packet] = out.recv_batch()
+    assert bytes(packet.data) == pieces[0]
+    packet.data[16:20] = G2
+    out.send(packet)
+    assert device.sent == [piece[:16] + G2 + piece[20:] for piece in pieces]
+    assert len(pieces) == 3
+
+
+def cut(data: bytes, size: int = 1480) -> list[bytes]:
+    """Fragments of a packet with a plain header, as a kernel makes them."""
+    payload = data[20:]
+    pieces = []
+    for offset in range(0, len(payload), size):
+        part = payload[offset : offset + size]
+        flags = offset // 8 | (0x2000 if offset + size < len(payload) else 0)
+        head = data[:2] + (20 + len(part)).to_bytes(2, "big") + data[4:6] + flags.to_bytes(2, "big") + data[8:20]
+        pieces.append(head + part)
+    return pieces
+
+
+@given(st.permutations(range(4)), st.integers(8, 480))
+def test_fragments_in_any_order_are_all_given_with_the_last_that_comes(order: list[int], rest: int) -> None:
+    pieces = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), bytes(3 * 504 + rest))), 504)
+    fragments = Fragments()
+    taken = [fragments.take(pieces[number]) for number in order]
+    assert taken == [[], [], [], pieces]
+    assert fragments.take(pieces[0]) == [], "nothing was kept"
+
+
+def test_datagrams_that_stay_incomplete_do_not_pile_up() -> None:
+    fragments = Fragments(maximum=2)
+    for number in range(5):
+        datagram = bytearray(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), bytes(2000)))
+        datagram[4:6] = number.to_bytes(2, "big")
+        first, second = cut(bytes(datagram))
+        assert fragments.take(first) == []
+    assert fragments.lost == 3
+    assert fragments.take(second) == [first, second]
 
 
 def test_an_answer_is_taken_from_the_queue_and_written_to_the_device(device: Device) -> None:

@@ -163,6 +163,63 @@ def test_a_closed_port_is_told_with_the_virtual_address_in_it(natf: Figure3Lab) 
     assert [packet.source(data) for data in errors] == [carol.address]
 
 
+PING = """
+import socket, struct, sys
+address = socket.gethostbyname(sys.argv[1])
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.settimeout(5)
+s.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), (address, 0))
+data, (sender, _) = s.recvfrom(2048)
+print(sender == address, data[20])
+"""
+
+
+@pytest.mark.parametrize("host", ["alice", "router"])
+def test_ping_to_a_virtual_address_is_answered_with_an_error_at_once(natf: Figure3Lab, host: str) -> None:
+    done = natf.exec(host, ["python3", "-c", PING, NAMES["carol"]])
+    assert done.stdout.split() == ["True", "3"], done.stderr
+
+
+LARGE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect((sys.argv[1], 5000))
+for size in 3000, 9000:
+    s.send(b"x" * size)
+    print(len(s.recv(10000)))
+"""
+
+
+def test_datagrams_in_fragments_go_there_and_back(natf: Figure3Lab) -> None:
+    done = natf.exec("alice", ["python3", "-c", LARGE, NAMES["carol"]])
+    assert done.stdout.split() == [str(len("carol: ") + size) for size in (3000, 9000)], done.stderr
+
+
+UPLOAD = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80), 10)
+s.sendall(b"GET / HTTP/1.0\\r\\nX-Long: " + b"x" * 60000 + b"\\r\\n\\r\\n")
+print(s.recv(1000).split(b"\\r\\n\\r\\n")[0].split()[1].decode(), s.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+"""
+
+
+@pytest.mark.linux("ipfw has no device in between")
+def test_an_inside_host_learns_of_a_smaller_outer_mtu(unreachable: Figure3Lab) -> None:
+    lab = unreachable
+    for router in HOMES:
+        lab.exec(router, ["ip", "link", "set", "wan", "mtu", "1400"], check=True)
+    lab.start()
+    done = lab.exec("alice", ["python3", "-c", UPLOAD, NAMES["carol"]])
+    for process in lab.daemons.values():
+        assert process.stop() == 0
+    for router in HOMES:
+        lab.exec(router, ["ip", "link", "set", "wan", "mtu", "1500"], check=True)
+    status_code, segment = map(int, done.stdout.split())
+    assert segment <= 1400 - 40, done.stderr
+    assert status_code < 500, "the whole request got there"
+
+
 def test_a_download_of_twenty_megabytes_is_the_same_bytes(natf: Figure3Lab) -> None:
     copy = natf.run_dir / "copy"
     done = curl(natf, "alice", f"http://{NAMES['carol']}/big", "-o", str(copy))

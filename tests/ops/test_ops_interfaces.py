@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,11 @@ from natf_bsd.ops.interfaces import Interface, outer_interface
 from tests import spaces
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads interfaces of Linux")
+
+
+def test_the_mtu_of_an_interface_is_the_kernels():
+    assert interfaces.mtu_on_linux("lo") == int(Path("/sys/class/net/lo/mtu").read_text())
+    assert interfaces.mtu_on_linux("no-such-device") == 1500
 
 
 class Message(dict):
