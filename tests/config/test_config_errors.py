@@ -143,8 +143,8 @@ def test_the_line_is_found_however_the_setting_is_written(text, line):
             "4: en.tun and router.tun are both natf1; expected a device name of its own for each",
         ),
         (
-            "inside_queue = 8701\n[router]",
-            "3: en.inside_queue and router.control_queue are both 8701; expected a number of its own for each",
+            "[router]\ncontrol_queue = 8713",
+            "4: en.inside_queue and router.control_queue are both 8713; expected a number of its own for each",
         ),
         (
             "mark = 255\n[router]\nmark = 1",

@@ -17,7 +17,7 @@ from natf_bsd.divert import Divert
 from natf_bsd.divert.tun import TunDevice
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import guard, linux, runner
-from natf_bsd.firewall.command import Command
+from natf_bsd.firewall.command import Command, Sysctl
 from natf_bsd.firewall.installed import clean_up
 from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.runner import ProcSys, SysctlJournal
@@ -70,6 +70,11 @@ class Host:
 
     def __init__(self) -> None:
         self.space = spaces.Space()
+        # Else the kernel adds routes of its own when nobody else turns out to have its address, a second later.
+        with self.space:
+            SysctlJournal(Path("/run/host.sysctl"), ProcSys()).apply(
+                [Sysctl("net/ipv6/conf/default/disable_ipv6", "1", optional=True)]
+            )
         self.space.cable("wan", "203.0.113.1/24", spaces.Space(), "far", "203.0.113.2/24")
         self.space.set("net/ipv4/ip_forward", "1")
         self.space.run("ip rule add fwmark 5 lookup 5 priority 500")
