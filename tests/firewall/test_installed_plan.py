@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -11,8 +12,10 @@ from natf_bsd.firewall import plan, runner
 from natf_bsd.firewall.command import Check, Command
 from natf_bsd.firewall.installed import Installed, sysctl_journal
 from natf_bsd.firewall.runner import ProcSys
+from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.ops.process import Completed, run_process
+from natf_bsd.platforms import linux as platform_linux
 from natf_bsd.platforms.linux import Linux, LinuxEn, LinuxRouter
 
 WAN = Interface("wan", bytes((203, 0, 113, 1)))
@@ -95,8 +98,41 @@ def test_the_plan_of_each_role_follows_its_configuration():
 
 def test_everything_either_role_sets_up_is_in_what_cleanup_undoes():
     config = RouterConfig(route_table=99)
-    for one in (LinuxEn(EnConfig(("a.b",)), WAN).plan(WAN), LinuxRouter(config, WAN).plan(WAN)):
+    en = EnConfig(("a.b",))
+    for side in (LinuxEn(en, WAN), LinuxEn(en, WAN, gateway=True), LinuxRouter(config, WAN)):
+        one = side.plan(WAN)
         assert one.undo == Linux().remains(one.role, config).undo
+
+
+@pytest.mark.parametrize(
+    ("setting", "forwards", "serves"),
+    [(None, "1", True), (None, "0", False), (None, None, False), (True, "0", True), (False, "1", False)],
+)
+def test_inside_hosts_are_served_where_the_host_forwards_or_as_configured(
+    tmp_path, monkeypatch, setting, forwards, serves
+):
+    if forwards is not None:
+        (tmp_path / "net/ipv4").mkdir(parents=True)
+        (tmp_path / "net/ipv4/ip_forward").write_text(f"{forwards}\n")
+    monkeypatch.setattr(interfaces, "outer_interface", lambda name: WAN)
+    system = Linux()
+    system.settings = ProcSys(tmp_path)
+    config = EnConfig(("a.b",), gateway=setting, tun="inside0", inside_queue=99, mark=255 << 24)
+    plan = system.external_node(config).plan(WAN)
+    text = "".join(step.shell() for step in plan.set_up)
+    assert ("-o inside0 -j SNAT --to-source 203.0.113.1" in text) is serves
+    assert ("--mark 0x1000000/0xff000000 -j NFQUEUE --queue-num 99" in text) is serves
+    assert ("net/ipv4/conf/inside0/rp_filter" in [sysctl.name for sysctl in plan.sysctls]) is serves
+
+
+def test_a_host_without_tun_devices_is_told_what_it_can_do_without(monkeypatch):
+    def refuse(name, loss):
+        raise NatfError(f"/dev/net/tun, interface {name}: the kernel has no TUN device: load the module tun")
+
+    monkeypatch.setattr(platform_linux, "TunDevice", refuse)
+    side = LinuxEn(EnConfig(("a.b",)), WAN, gateway=True)
+    with ExitStack() as stack, pytest.raises(NatfError, match=r"load the module tun; gateway = false in \[en\] does"):
+        side._open_inside(stack)
 
 
 def test_a_daemon_that_is_restarted_leaves_its_stand_in_and_nothing_undone(log, tmp_path):
