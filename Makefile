@@ -5,11 +5,13 @@
 #   make lint    style and types only
 #   make clean   remove what the others made
 #
-# Each makes .venv and installs what is missing. NATF_NO_INSTALL=1 forbids that: the python3 on PATH (or $PYTHON) is
-# used as it is.
+#   make install, make deinstall   FreeBSD: rc.d scripts, manual pages, configuration below $DESTDIR$PREFIX (/usr/local)
+#
+# The first three make .venv and install what is missing. NATF_NO_INSTALL=1 forbids that: the python3 on PATH (or
+# $PYTHON) is used as it is.
 
 .POSIX:
-.PHONY: all test demo lint clean
+.PHONY: all test demo lint clean install deinstall
 
 all: test
 
@@ -25,3 +27,6 @@ demo:
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache natf_bsd.egg-info
 	find natf_bsd tests -name __pycache__ -exec rm -rf {} +
+
+install deinstall:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" sh tools/install $@

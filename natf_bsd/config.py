@@ -55,6 +55,10 @@ class EnConfig:
     dns_queue: int = 8710
     out_queue: int = 8711
     in_queue: int = 8712
+    control_queue: int = 8714
+    """FreeBSD: echo replies; this and the other queues are divert ports there."""
+    query_queue: int = 8715
+    """FreeBSD: DNS queries, and look-ups on loopback both ways."""
     mark: int = _MARK
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
@@ -81,6 +85,8 @@ class RouterConfig:
     """Whether an outsider is told "no such host"; off, that looks the same as "denied" (DESIGN.md section 4)."""
     maximum_pending: int = 1024
     control_queue: int = 8701
+    capture_queue: int = 8702
+    """FreeBSD: pseudo-packets behind the NAT."""
     tun: str = "natf0"
     route_table: int = 78
     """Linux: our own routing table, for packets from the TUN device only."""
@@ -296,6 +302,8 @@ _EN_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "dns_queue": _QUEUE,
     "out_queue": _QUEUE,
     "in_queue": _QUEUE,
+    "control_queue": _QUEUE,
+    "query_queue": _QUEUE,
     "mark": _OUR_MARK,
     "run_dir": _ABSOLUTE,
     "state_dir": _ABSOLUTE,
@@ -313,6 +321,7 @@ _ROUTER_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "tell_unknown": (_boolean, "true or false"),
     "maximum_pending": (_integer(1, 65536), "a number from 1 to 65536"),
     "control_queue": _QUEUE,
+    "capture_queue": _QUEUE,
     "tun": _OUTER,
     "route_table": (_integer(1, 252), "a routing table number from 1 to 252"),
     "mark": _OUR_MARK,
@@ -383,11 +392,14 @@ def _check_together(config: Config, text: str) -> None:
         raise ConfigError(config.path, _line_of(text, "router", "tun"), problem)
 
 
+_QUEUES = ("dns_queue", "out_queue", "in_queue", "control_queue", "query_queue", "capture_queue")
+
+
 def _check_queues(config: Config, text: str) -> None:
     """Two readers of one queue would get each other's packets."""
     taken: dict[int, str] = {}
     for section, settings in (("en", config.en), ("router", config.router)):
-        for key in ("dns_queue", "out_queue", "in_queue", "control_queue"):
+        for key in _QUEUES:
             number = getattr(settings, key, None)
             if number is None:
                 continue

@@ -61,4 +61,11 @@ class Save:
     record: dict[str, object]
 
 
-Effect: TypeAlias = Send | Drop | Inject | SendControl | Resumed | WritePseudo | Save
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """From now on packets of these routers are ours to see: one of them is about to get a mapping."""
+
+    routers: tuple[Address, ...]
+
+
+Effect: TypeAlias = Send | Drop | Inject | SendControl | Resumed | WritePseudo | Save | Admit

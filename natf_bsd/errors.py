@@ -1,4 +1,4 @@
-"""Every exception natf_bsd raises on purpose.
+"""Exceptions that more than one part of natf_bsd raises or catches; those of one part stand beside what raises them.
 
 `NatfError` is what a command turns into one line on standard error. `WireError` is the only exception a parser of
 outside bytes raises: it never ends a daemon, it is counted.
@@ -11,6 +11,10 @@ from pathlib import Path
 
 class NatfError(Exception):
     """Something the user can act on; the text says what and how."""
+
+
+class RestartNeeded(NatfError):
+    """What a daemon has opened no longer fits the host; whoever supervises it starts it again."""
 
 
 class ConfigError(NatfError):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
-from natf_bsd.lab.figure1 import Figure1Lab, instances
+from natf_bsd.lab.figure1 import Figure1Lab
+from tests.lab_platform import own_lab, remove_remains
 
+IS_FREEBSD = sys.platform.startswith("freebsd")
 _MARKERS = {
-    "lab": "builds network namespaces; needs Linux and root, or user namespaces",
-    "freebsd": "needs a FreeBSD kernel",
+    "lab": "builds a network on this machine: namespaces of Linux, or as root vnet jails of FreeBSD",
+    "freebsd": "needs a FreeBSD kernel; there also every lab test that is not for Linux alone",
+    "linux(reason)": "needs Linux, for the reason given",
 }
 
 
@@ -22,11 +24,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {text}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reasons = {"freebsd": None if sys.platform.startswith("freebsd") else f"needs FreeBSD, this is {sys.platform}"}
+    """First of all, so that `-m freebsd` sees what is marked here."""
+    reasons = {"freebsd": None if IS_FREEBSD else f"needs FreeBSD, this is {sys.platform}"}
     if any(item.get_closest_marker("lab") for item in items):
         reasons["lab"] = Figure1Lab.is_supported()
     for item in items:
+        if (linux := item.get_closest_marker("linux")) and sys.platform != "linux":
+            item.add_marker(pytest.mark.skip(reason=f"needs Linux: {linux.args[0]}"))
+        elif IS_FREEBSD and item.get_closest_marker("lab"):
+            item.add_marker("freebsd")
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -45,14 +53,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 @pytest.fixture(scope="module")
 def figure1() -> Iterator[Figure1Lab]:
     """The paper's figure 1, up, daemons not started: one for all tests of a file."""
-    _remove_remains()
-    with Figure1Lab(f"test-{os.getpid()}") as lab:
+    remove_remains()
+    with own_lab() as lab, lab:
         yield lab
-
-
-def _remove_remains() -> None:
-    """Of test runs that were killed."""
-    for instance in instances():
-        pid = instance.removeprefix("test-")
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            Figure1Lab(instance).down()

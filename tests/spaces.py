@@ -11,11 +11,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, ParamSpec
+
+import pytest
 
 P = ParamSpec("P")
 
@@ -93,9 +96,15 @@ def isolated(function: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+LINUX: Final = pytest.mark.linux("network namespaces and netfilter")
+"""For every test that uses this."""
+
+
 @functools.cache
 def unsupported() -> str | None:
     """Why `isolated` can't work here, or None."""
+    if sys.platform != "linux":
+        return f"needs network namespaces of Linux, this is {sys.platform}"
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             return f"{tool} is not installed (Debian package {package})"
@@ -137,10 +146,12 @@ def _separate() -> None:
     if user == 0:
         _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
     else:
-        _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS)
+        _call("unshare", _CLONE_NEWUSER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+        # Not in one call: files under /proc of a network made before its users are the machine's root's.
+        _call("unshare", _CLONE_NEWNET | _CLONE_NEWNS)
     _call("mount", b"none", b"/", None, _MS_REC_PRIVATE, None)
     _call("mount", b"none", b"/run", b"tmpfs", 0, None)  # iptables keeps its lock there
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, capture_output=True)

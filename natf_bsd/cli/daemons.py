@@ -1,17 +1,20 @@
-"""`natf en run`, `natf router run`, `natf status`, `natf cleanup`, `natf key`."""
+"""`natf en`, `natf router`, `natf status`, `natf cleanup`, `natf key`."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from natf_bsd import config as configuration
 from natf_bsd.errors import ConfigError, NatfError
 from natf_bsd.keys import make_key
+
+if TYPE_CHECKING:
+    from natf_bsd.firewall.plan import Plan
 
 _ROLES = ("en", "router")
 
@@ -27,18 +30,31 @@ def en() -> None:
 def en_run(path: Path, dry_run: bool) -> None:
     """Run the external node until SIGTERM or SIGINT; then nothing of it is left on the host.
 
-    SIGUSR1 is for a restart: the daemon ends but its rules stay, and the connections live on when it is started again.
+    SIGUSR1 is for a restart: the daemon ends, virtual addresses are refused, and the connections live on when it is
+    started again.
     """
     settings = configuration.load(path).need_en()
     if dry_run:
-        from natf_bsd.firewall import plan
-        from natf_bsd.ops.interfaces import outer_interface
-
-        _show(plan.en(settings, outer_interface(settings.interface)))
+        _show(_plan_of(settings))
         return
     from natf_bsd.en.daemon import EnDaemon
 
     EnDaemon(settings).run()
+
+
+@en.command("check")
+@click.pass_obj
+def en_check(path: Path) -> None:
+    """Say what would keep the external node from starting; change nothing. It may be running already."""
+    _check("en", _plan_of(configuration.load(path).need_en()))
+
+
+@en.command("reload")
+@click.pass_obj
+def en_reload(path: Path) -> None:
+    """Have the running external node look at its firewall rules now, and set again what somebody has removed."""
+    settings = configuration.load(path).need_en()
+    _say_reloaded("en", _ask_reload(settings.run_dir / "en.sock"))
 
 
 @click.group()
@@ -53,17 +69,68 @@ def router_run(path: Path, dry_run: bool) -> None:
     """Run the router until SIGTERM or SIGINT; then nothing of it is left on the host. SIGHUP reads the ACT again."""
     settings = configuration.load(path).need_router()
     if dry_run:
-        from natf_bsd.firewall import plan
-        from natf_bsd.ops.interfaces import outer_interface
-
-        _show(plan.router(settings, outer_interface(settings.interface)))
+        _show(_plan_of(settings))
         return
     from natf_bsd.router.daemon import RouterDaemon
 
     RouterDaemon(settings).run()
 
 
-def _show(plan: Any) -> None:
+@router.command("check")
+@click.pass_obj
+def router_check(path: Path) -> None:
+    """Say what would keep the router from starting; change nothing. It may be running already."""
+    from natf_bsd.ops import act_file
+
+    settings = configuration.load(path).need_router()
+    act_file.load(settings.act)
+    _check("router", _plan_of(settings))
+
+
+@router.command("reload")
+@click.pass_obj
+def router_reload(path: Path) -> None:
+    """Have the running router read its ACT again, and look at its firewall rules now: what somebody has removed is set
+    again."""
+    settings = configuration.load(path).need_router()
+    answer = _ask_reload(settings.run_dir / "router.sock")
+    click.echo(f"router: access control table of {answer['hosts']} hosts in force")
+    _say_reloaded("router", answer)
+
+
+def _plan_of(settings: configuration.EnConfig | configuration.RouterConfig) -> Plan:
+    from natf_bsd.platforms import EnSide, RouterSide, this_platform
+
+    platform = this_platform()
+    side: EnSide | RouterSide
+    if isinstance(settings, configuration.EnConfig):
+        side = platform.external_node(settings)
+    else:
+        side = platform.router(settings)
+    return side.plan(side.interface)
+
+
+def _check(role: str, plan: Plan) -> None:
+    from natf_bsd.firewall import runner
+    from natf_bsd.ops.runtime import need_root
+
+    need_root(f"natf {role} check")
+    if problems := runner.check(plan.checks):
+        raise NatfError("; ".join(problems))
+    click.echo(f"{role}: nothing stands in the way")
+
+
+def _ask_reload(socket: Path) -> dict[str, Any]:
+    from natf_bsd.ops.control import ask
+
+    return dict(ask(socket, "reload", firewall=True))
+
+
+def _say_reloaded(role: str, answer: dict[str, Any]) -> None:
+    click.echo(f"{role}: firewall rules {'set again' if answer['healed'] else 'were as they should be'}")
+
+
+def _show(plan: Plan) -> None:
     from natf_bsd.firewall.command import shell
 
     click.echo("# set up")
@@ -107,15 +174,17 @@ def status(path: Path, role: str | None, as_json: bool, rows: int) -> None:
 
 
 @click.command(short_help="Remove what a killed daemon left.")
+@click.argument("role", type=click.Choice(_ROLES), required=False)
 @click.pass_obj
-def cleanup(path: Path) -> None:
-    """Remove every rule, route and kernel setting a daemon that was killed has left behind.
+def cleanup(path: Path, role: str | None) -> None:
+    """Remove every rule, route and kernel setting a daemon that was killed has left behind; of both roles, or of ROLE.
 
     It goes by our marks, and works with a faulty configuration file too: then with the default run_dir and
     route_table.
     """
     from natf_bsd.firewall.installed import clean_up
     from natf_bsd.ops.runtime import need_root
+    from natf_bsd.platforms import this_platform
 
     need_root("natf cleanup")
     try:
@@ -123,12 +192,16 @@ def cleanup(path: Path) -> None:
     except ConfigError as error:
         click.echo(f"{error}\ncleaning up with the default run directory and routing table", err=True)
         settings = configuration.Config(path)
-    failures = clean_up(settings.router or configuration.RouterConfig(), _run_dirs_of(settings))
+    platform = this_platform()
+    run_dirs = {name: run_dir for name, run_dir in _run_dirs_of(settings).items() if role in (name, None)}
+    router = settings.router or configuration.RouterConfig()
+    remains = {name: platform.remains(name, router) for name in run_dirs}
+    failures = clean_up(remains, run_dirs, platform.settings)
     for failure in failures:
         click.echo(f"not removed: {failure}", err=True)
     if failures:
         raise SystemExit(1)
-    click.echo("rules, routes and kernel settings of natf are removed")
+    click.echo(f"rules, routes and kernel settings of natf{f' {role}' if role else ''} are removed")
 
 
 @click.command(short_help="Make a shared key.")

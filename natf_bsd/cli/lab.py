@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 
@@ -10,9 +11,10 @@ import click
 from natf_bsd.errors import NatfError
 
 
-@click.group(short_help="Figure 1 as network namespaces.")
+@click.group(short_help="Figure 1 as a network on this machine.")
 def lab() -> None:
-    """The paper's figure 1 as network namespaces: an external node, a router, a name server, alice, bob and eve."""
+    """The paper's figure 1 as network namespaces (Linux) or vnet jails (FreeBSD): an external node, a router, a name
+    server, alice, bob and eve."""
 
 
 @lab.command()
@@ -30,7 +32,8 @@ def up(daemons: bool) -> None:
             figure.start_router()
         if not figure.is_running("en"):
             figure.start_en()
-    click.echo("the lab is up; try: natf lab exec en curl http://alice.home.example.net/")
+    client = "curl" if shutil.which("curl") else "fetch -qo -"
+    click.echo(f"the lab is up; try: natf lab exec en {client} http://alice.home.example.net/")
 
 
 @lab.command()
@@ -61,19 +64,18 @@ def status() -> None:
 
 
 @click.command(short_help="Tell the whole story, here.")
-@click.option(
-    "--in-memory", is_flag=True, help="Tell the story on the in-memory fabric even where namespaces are possible."
-)
+@click.option("--in-memory", is_flag=True, help="Tell the story on the in-memory fabric even where a lab is possible.")
 def demo(in_memory: bool) -> None:
     """Tell the whole story on this machine, step by step with times, and leave nothing behind."""
     from natf_bsd.lab.figure1 import Figure1Lab
-    from natf_bsd.natd_bridge import netfilter
 
     # As Control-C: the lab is taken down on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
-    reason = "--in-memory was given" if in_memory else Figure1Lab.is_supported() or netfilter.unavailable()
+    reason = (
+        "--in-memory was given" if in_memory else Figure1Lab.is_supported() or Figure1Lab().platform.lacks_for_daemons()
+    )
     if reason is None:
         from natf_bsd.lab.demo import Demo
 

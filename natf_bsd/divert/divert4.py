@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from natf_bsd.divert import sockaddr
 from natf_bsd.divert.host import Host, holder_of
-from natf_bsd.divert.inject import REFUSALS
+from natf_bsd.divert.inject import REFUSALS, refusal
 from natf_bsd.divert.sockaddr import NAME_MAXIMUM, NO_ADDRESS, Place
 from natf_bsd.divert.syscalls import LARGEST, Libc, SystemCalls
 from natf_bsd.errors import NatfError
@@ -38,9 +38,6 @@ _SOCK_RAW: Final = 3
 _SOL_SOCKET: Final = 0xFFFF
 _SO_RCVBUF: Final = 0x1002
 _SO_RERROR: Final = 0x20000  # 13 and later: recv() says when packets were lost for want of room
-
-# Besides what any network says: an IP version the kernel does not write.
-_REFUSALS: Final = {**REFUSALS, errno.EAFNOSUPPORT: "invalid"}
 
 _HEAD: Final = slice(0, 68)
 """The longest IP header and 8 bytes: what an ICMP error must quote (RFC 792)."""
@@ -89,7 +86,7 @@ class DivertBackend:
         # By sockaddr as received: the interface and the sockaddr to write back. There are as many as rules and
         # interfaces meet.
         self._places: dict[bytes, tuple[str, bytes]] = {}
-        names = ["received", "sent", "dropped", "need_fragment", "buffer_full", *_REFUSALS.values()]
+        names = ["received", "sent", "dropped", "need_fragment", "buffer_full", *REFUSALS]
         self._counters = Counter(dict.fromkeys(names, 0))
         self._descriptor = _open(self._calls, self._host, port)
 
@@ -114,13 +111,10 @@ class DivertBackend:
         return packets
 
     def send(self, packet: Packet) -> None:
-        place, original = cast("tuple[bytes, bytes]", packet.token)
-        try:
-            self._calls.sendto(self._descriptor, bytes(packet.data), place)
-        except OSError as error:
-            self._refused(error, packet.data, original)
-        else:
-            self._counters["sent"] += 1
+        error = _write(self._calls, self._descriptor, packet, self._counters)
+        _, original = cast("tuple[bytes, bytes]", packet.token)
+        if error == errno.EMSGSIZE and may_answer(original):
+            self._need_fragment(wire.destination(packet.data), original)
 
     def drop(self, packet: Packet) -> None:
         """The kernel gave the packet away when it was read: there is nothing to tell it."""
@@ -135,7 +129,7 @@ class DivertBackend:
     def counters(self) -> dict[str, int]:
         """`received`, `sent`, `dropped` by us; `buffer_full`: how often the kernel dropped packets for want of room in
         our socket (13 and later say so). What it would not take: `not_permitted` (a deny rule), `unreachable`,
-        `no_buffers`, `too_big`, `invalid`; and `need_fragment`: how many of the too big were answered.
+        `no_buffers`, `too_big`, `invalid`, `other`; and `need_fragment`: how many of the too big were answered.
         """
         return dict(self._counters)
 
@@ -172,15 +166,6 @@ class DivertBackend:
         """Whether an interface of just this name exists, and no other that would be cut to it."""
         return [found for found in self._host.interfaces() if found.startswith(name)] == [name]
 
-    def _refused(self, error: OSError, written: bytearray, original: bytes) -> None:
-        """Count what the kernel answered to a write; the packet is gone, its sender hears what it should hear."""
-        reason = _REFUSALS.get(error.errno or 0)
-        if reason is None:
-            raise error
-        self._counters[reason] += 1
-        if error.errno == errno.EMSGSIZE and may_answer(original):
-            self._need_fragment(wire.destination(written), original)
-
     def _need_fragment(self, destination: Address, original: bytes) -> None:
         """Tell the sender of `original` the MTU on the way to `destination`, as natd does; the kernel does not.
 
@@ -195,6 +180,43 @@ class DivertBackend:
                 self._calls.sendto(self._descriptor, bytes(error), Place(0, address).pack())
                 self._counters["need_fragment"] += 1
                 return
+
+
+class DivertWriter:
+    """A divert socket that is bound to no port: it writes packets of our own making (`own_packet`), wherever they are
+    to go on, and never reads. NatfError as `DivertBackend`."""
+
+    def __init__(self, *, calls: SystemCalls | None = None) -> None:
+        self._calls = calls or Libc()
+        self._counters = Counter(dict.fromkeys(["sent", *REFUSALS], 0))
+        self._descriptor = _socket(self._calls, "divert socket")
+
+    def send(self, packet: Packet) -> None:
+        """Write it; what the kernel will not take is counted, not raised."""
+        _write(self._calls, self._descriptor, packet, self._counters)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            self._calls.close(self._descriptor)
+        self._descriptor = -1
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`sent`, and what the kernel would not take as in `DivertBackend.counters`."""
+        return dict(self._counters)
+
+
+def _write(calls: SystemCalls, descriptor: int, packet: Packet, counters: Counter[str]) -> int | None:
+    """Write a packet where its token says; returns the errno if the kernel would not take it, which is counted. The
+    packet is gone either way."""
+    place, _ = cast("tuple[bytes, bytes]", packet.token)
+    try:
+        calls.sendto(descriptor, bytes(packet.data), place)
+    except OSError as error:
+        counters[refusal(error)] += 1
+        return error.errno
+    counters["sent"] += 1
+    return None
 
 
 def may_answer(original: bytes) -> bool:
@@ -213,7 +235,7 @@ def may_answer(original: bytes) -> bool:
 def _open(calls: SystemCalls, host: Host, port: int) -> int:
     """A divert socket bound to `port`, with a large receive buffer."""
     address = sockaddr.bind_address(port)
-    descriptor = _socket(calls, port)
+    descriptor = _socket(calls, f"divert port {port}")
     try:
         with suppress(OSError):
             calls.setsockopt(descriptor, _SOL_SOCKET, _SO_RERROR, 1)  # ENOPROTOOPT before 13
@@ -225,17 +247,17 @@ def _open(calls: SystemCalls, host: Host, port: int) -> int:
     return descriptor
 
 
-def _socket(calls: SystemCalls, port: int) -> int:
+def _socket(calls: SystemCalls, name: str) -> int:
     for domain, protocol in _FORMS:
         try:
             return calls.socket(domain, _SOCK_RAW, protocol)
         except PermissionError:
-            raise NatfError(f"divert port {port}: not permitted: {_needed_privilege()}") from None
+            raise NatfError(f"{name}: not permitted: {_needed_privilege()}") from None
         except OSError as error:
             if error.errno not in _NO_MODULE:
-                raise NatfError(f"divert port {port}: {error.strerror}") from None
+                raise NatfError(f"{name}: {error.strerror}") from None
     raise NatfError(
-        f"divert port {port}: this kernel has no divert sockets: `kldload ipdivert`, for a jail on its host (before "
+        f"{name}: this kernel has no divert sockets: `kldload ipdivert`, for a jail on its host (before "
         "FreeBSD 14 this loads ipfw too, which then denies everything unless net.inet.ip.fw.default_to_accept=1 is in "
         "/boot/loader.conf)"
     )

@@ -82,11 +82,21 @@ def holder_of(port: int, sockstat: str) -> str | None:
 
     It prints question marks for a socket whose process it does not see: one in another jail, or of the jail's host.
     """
+    for user, command, process in _holders(port, sockstat):
+        return None if process == "?" else f"{command} (process {process} of {user})"
+    return None
+
+
+def is_held(port: int, sockstat: str) -> bool:
+    """Whether anybody has divert `port` bound by the text of sockstat(1)."""
+    return any(_holders(port, sockstat))
+
+
+def _holders(port: int, sockstat: str) -> Iterator[tuple[str, str, str]]:
     for line in sockstat.splitlines():
         user, command, process, _, protocol, local, *_ = [*line.split(), *[""] * 6]
         if protocol.startswith("div") and local.rpartition(":")[2] == str(port):
-            return None if process == "?" else f"{command} (process {process} of {user})"
-    return None
+            yield user, command, process
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from natf_bsd.errors import NatfError
 from natf_bsd.types import Address, format_address
 
 # What a network may answer to one packet; the sender can only go on (send(2), ip(7), raw(7)).
-REFUSALS: Final = {
+_REFUSALS: Final = {
     errno.EPERM: "not_permitted",  # a local firewall rule
     errno.EACCES: "not_permitted",  # the same on FreeBSD, or a broadcast address
     errno.ENETUNREACH: "unreachable",
@@ -25,12 +25,25 @@ REFUSALS: Final = {
     errno.EAGAIN: "no_buffers",
     errno.EMSGSIZE: "too_big",
     errno.EINVAL: "invalid",  # shorter than a header, or an address that can't be a destination
+    errno.EAFNOSUPPORT: "invalid",  # divert(4): an IP version the kernel does not write
 }
+REFUSALS: Final = frozenset((*_REFUSALS.values(), "other"))
+"""What `refusal` may say."""
+# Our own faults. Everything else is the network's answer: whatever a device's driver returns comes out of sendto
+# (WireGuard: ENOKEY, EDESTADDRREQ), and who sends to us chooses the device of our answer.
+_FAULTS: Final = frozenset((errno.EBADF, errno.ENOTSOCK, errno.EFAULT))
 _ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
 _SOL_RAW: Final = 255  # linux/socket.h
 _ECHO_REPLY: Final = 0
 _LARGEST: Final = 0xFFFF
 _RECEIVE_BUFFER: Final = 1 << 20  # some 1,200 waiting replies of 128 bytes (each costs 0.8 KB)
+
+
+def refusal(error: OSError) -> str:
+    """The counter for what a network answered to a packet. Raises `error` if that is a fault of ours."""
+    if error.errno in _FAULTS:
+        raise error
+    return _REFUSALS.get(error.errno or 0, "other")
 
 
 class _RawSocket:
@@ -42,14 +55,15 @@ class _RawSocket:
         except PermissionError:
             raise NatfError("raw socket: not permitted, root or CAP_NET_RAW is needed") from None
         self._socket.setblocking(False)
-        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *REFUSALS.values()], 0))
+        self._counters: Counter[str] = Counter(dict.fromkeys(["sent", *REFUSALS], 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
     def counters(self) -> dict[str, int]:
-        """Messages `sent`, and those refused by reason (not_permitted, unreachable, no_buffers, too_big, invalid)."""
+        """Messages `sent`, and those refused by reason (not_permitted, unreachable, no_buffers, too_big,
+        invalid, other)."""
         return dict(self._counters)
 
     def close(self) -> None:
@@ -59,10 +73,7 @@ class _RawSocket:
         try:
             self._socket.sendto(data, (format_address(destination), 0))
         except OSError as error:
-            reason = REFUSALS.get(error.errno or 0)
-            if reason is None:
-                raise
-            self._counters[reason] += 1
+            self._counters[refusal(error)] += 1
         else:
             self._counters["sent"] += 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import Final, cast
+from typing import Final, TextIO, cast
 
 from natf_bsd.divert import netlink
 from natf_bsd.errors import NatfError
@@ -79,7 +79,7 @@ class NfqueueBackend:
         self._socket = self._netlink.socket
         self._losses = (0, 0)
         # Opened now, because it is for root only and the daemon may give that up.
-        self._statistics = open(_STATISTICS, encoding="ascii")  # noqa: SIM115 - closed by close()
+        self._statistics = _open_statistics()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -116,9 +116,10 @@ class NfqueueBackend:
 
     def close(self) -> None:
         """The kernel unbinds the queue with the socket and drops what is held."""
-        if not self._statistics.closed:
-            self._losses = self._kernel_losses()
+        if self._statistics is not None:
+            self._losses = self._kernel_losses(self._statistics)
             self._statistics.close()
+            self._statistics = None
         self._netlink.close()
 
     @property
@@ -126,7 +127,8 @@ class NfqueueBackend:
         """`received`, `sent` (of these `rewritten`), `dropped` by us; `refused`: verdicts the kernel did not take;
         `queue_full` and `buffer_full`: packets the kernel dropped for want of room in the queue or in our socket.
         """
-        queue_full, buffer_full = self._losses if self._statistics.closed else self._kernel_losses()
+        statistics = self._statistics
+        queue_full, buffer_full = self._losses if statistics is None else self._kernel_losses(statistics)
         return {
             "received": self._received,
             "sent": self._sent,
@@ -173,14 +175,24 @@ class NfqueueBackend:
             return ""
         return name
 
-    def _kernel_losses(self) -> tuple[int, int]:
-        self._statistics.seek(0)
-        for line in self._statistics:
+    def _kernel_losses(self, statistics: TextIO) -> tuple[int, int]:
+        statistics.seek(0)
+        for line in statistics:
             # queue, port id, waiting, copy mode, copy range, dropped for a full queue, dropped for a full socket
             fields = line.split()
             if int(fields[0]) == self._queue:
                 return int(fields[5]), int(fields[6])
         return self._losses
+
+
+def _open_statistics() -> TextIO | None:
+    """None where it is not ours to read: a network namespace made in one step with its user namespace leaves the file
+    to the machine's root. The kernel's losses then show as 0.
+    """
+    try:
+        return open(_STATISTICS, encoding="ascii")
+    except PermissionError:
+        return None
 
 
 def _open(queue: int) -> netlink.NetlinkSocket:

@@ -5,6 +5,7 @@ A forger off the path must then guess port and transaction id, as with any resol
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,15 +45,20 @@ class Queries:
     def __len__(self) -> int:
         return len(self._table)
 
-    def remember(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> None:
-        """`client` asks `server`, perhaps once more. TableFull."""
+    def remember(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> bool:
+        """`client` asks `server`, perhaps once more. False if the oldest question had to go for it: any program can ask
+        faster than answers come, and must not keep others from asking."""
+        forgotten = False
         key = _key(client, server, question)
         known = self._table.get("key", key)
         if known is None:
+            while len(self._table) >= self._table.maximum:
+                forgotten |= bool(self._table.expire(math.inf, limit=1))
             self._table.insert(Query(key, now + LIFETIME))
         else:
             known.deadline = now + LIFETIME
             known.answered = False
+        return not forgotten
 
     def find(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> Query | None:
         """What `client` asked `server` not long ago; None if it did not ask this."""

@@ -9,6 +9,7 @@ a patch have to stay as they are, letter case, compression and unknown records i
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _POINTER_TO_QUESTION = b"\xc0\x0c"
 _AA, _TC, _AD, _RCODE = 0x0400, 0x0200, 0x0020, 0x000F
 _SERVFAIL = 2
 _A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
+_IPV4HINT, _IPV6HINT = 4, 6  # RFC 9460 section 14.3.2
+_PARAMETER = struct.Struct("!HH")  # key, length
+_IS_HINTING = re.compile(rb"\x00[\x40\x41]\x00\x01", re.DOTALL)  # type SVCB or HTTPS, class IN
 _EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
 _POINTER = 0xC0  # RFC 1035 section 4.1.4
 _POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
@@ -119,10 +123,11 @@ def rewrite(
 
 
 def _somebody_elses(data: bytes, virtual: VirtualAddresses) -> Rewritten:
-    """Two searches for bytes are all that an ordinary answer costs. One that can't be read stays as it is, unless a
+    """Three searches for bytes are all that an ordinary answer costs. One that can't be read stays as it is, unless a
     virtual address comes before the fault: some programs read no further than that."""
     octet = bytes((virtual.first_octet,))
-    if b"\0\4" + octet not in data and b"\xff\xff" + octet not in data:
+    plain = b"\0\4" + octet in data or b"\xff\xff" + octet in data
+    if not plain and not (octet in data and _IS_HINTING.search(data)):
         return Rewritten(data, Outcome.NOT_OURS)
     try:
         ident, flags, questions, *counts = HEADER.unpack_from(data)
@@ -140,12 +145,33 @@ def _somebody_elses(data: bytes, virtual: VirtualAddresses) -> Rewritten:
 
 
 def _is_virtual(data: bytes, record: _Record, virtual: VirtualAddresses) -> bool:
-    address = data[record.data : record.end]
-    if record.type == _AAAA and address.startswith(_MAPPED):
-        address = address[len(_MAPPED) :]
-    elif record.type != _A:
-        return False
-    return len(address) == 4 and virtual.contains(address)
+    return any(len(address) == 4 and virtual.contains(address) for address in _addresses(data, record))
+
+
+def _addresses(data: bytes, record: _Record) -> Iterator[bytes]:
+    """The IPv4 addresses a program could take from the record."""
+    value = data[record.data : record.end]
+    if record.type == _A:
+        yield value
+    elif record.type == _AAAA:
+        yield from _unmapped(value)
+    elif record.type in (_SVCB, _HTTPS):
+        at = _skip(data, record.data + 2)  # priority, target name; then parameters (RFC 9460 section 2.2)
+        while at + _PARAMETER.size <= record.end:
+            key, length = _PARAMETER.unpack_from(data, at)
+            at += _PARAMETER.size
+            hint = data[at : min(at + length, record.end)]
+            at += length
+            if key == _IPV4HINT:
+                yield from (hint[i : i + 4] for i in range(0, len(hint), 4))
+            elif key == _IPV6HINT:
+                for i in range(0, len(hint), 16):
+                    yield from _unmapped(hint[i : i + 16])
+
+
+def _unmapped(address: bytes) -> Iterator[bytes]:
+    if address.startswith(_MAPPED):
+        yield address[len(_MAPPED) :]
 
 
 def _failed(flags: int) -> int:

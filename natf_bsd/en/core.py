@@ -8,6 +8,7 @@ first packet (`handle_outbound`, held), the router's answer (`handle_control`, r
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from natf_bsd.config import EnConfig
@@ -24,13 +25,15 @@ from natf_bsd.errors import TableFull, WireError
 from natf_bsd.tables.nrt import NameRelation, NameTable
 from natf_bsd.tables.vat import TcpState, VatEntry, VatTable
 from natf_bsd.tables.virtual import VirtualAddresses
-from natf_bsd.types import Address, Endpoint, Flow, Packet, Protocol
+from natf_bsd.types import Address, Endpoint, Flow, Packet, Protocol, format_address
 from natf_bsd.wire import packet as wire
 
 DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
 """Seconds of idleness after which a direct flow is forgotten: nothing but our own table limits it."""
 
 _SYN_ACK = wire.TCP_SYN | wire.TCP_ACK
+
+_HEARD = 16
 
 DOUBT_AFTER = 5.0
 """Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed
@@ -43,7 +46,8 @@ class EnCore:
 
     `inbound_exact` tells whether the platform hands over inbound packets of VAT flows only (Linux, by connection
     mark) or everything from mapped routers (FreeBSD, by address table); it decides what becomes of one that has no
-    VAT entry. `token` makes random bytes; `key` is the secret of the virtual addresses.
+    VAT entry. `heeds_unreachable`: see `refusals.answer`. `token` makes random bytes; `key` is the secret of the
+    virtual addresses.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class EnCore:
         config: EnConfig,
         *,
         inbound_exact: bool = True,
+        heeds_unreachable: bool = True,
         token: Callable[[int], bytes] = secrets.token_bytes,
         key: bytes = b"",
     ) -> None:
@@ -59,6 +64,7 @@ class EnCore:
         """Seconds to add to `now` for the time since 1970 (AUTH, the journal); the shell keeps it right."""
         self._config = config
         self._inbound_exact = inbound_exact
+        self._heeds_unreachable = heeds_unreachable
         self._displaced_names: list[NameRelation] = []
         self.names = NameTable(
             VirtualAddresses(config.virtual_prefix, key),
@@ -75,6 +81,8 @@ class EnCore:
         self._negotiations = Negotiations(config.keys, self.counters, token, lambda: self.epoch_offset)
         self.peers = self._negotiations.peers
         self.refusals = Refusals()
+        self.heard: deque[str] = deque(maxlen=_HEARD)
+        """The latest refusals in their routers' own words, the newest last."""
         self._unconfirmed: set[bytes] = set()
 
     # Phase 1: the name.
@@ -172,7 +180,10 @@ class EnCore:
         The router that has the flow is asked and no other, which would have a NAT of its own; only when the name has
         left it for another address (dynamic DNS) is that one asked.
         """
-        if entry.direct or self._negotiations.active(key) or self._negotiations.full:
+        if entry.direct or self._negotiations.active(key):
+            return []
+        if self._negotiations.full:
+            self.counters.add("negotiation.put_off")
             return []
         self._unconfirmed.discard(key)
         routers = entry.relation.routers
@@ -228,7 +239,7 @@ class EnCore:
         return effects
 
     def _entry(self, flow: Flow, mapped: Endpoint, lifetime: float, direct: bool, now: float) -> VatEntry:
-        """The flow's entry, made or brought up to date; TableFull, or KeyError if another flow has this mapping."""
+        """The flow's entry, made or brought up to date; TableFull, or KeyError if its name was forgotten meanwhile."""
         entry = self.vat.by_out(flow.key)
         if entry is not None:
             if entry.mapped != mapped:
@@ -246,6 +257,9 @@ class EnCore:
     def _refused(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
         entry = self.vat.by_out(key)
         reaction = reaction_to(negotiation.refusal)
+        if (said := negotiation.refusal) is not None:
+            who = f"{negotiation.name} by {format_address(negotiation.router)}"
+            self.heard.append(f"{who}: {said.status.name.lower()} {ascii(said.text) if said.text else ''}".rstrip())
         if entry is not None and reaction is Reaction.UNREACHABLE:
             entry.renew_not_before = now + DOUBT_AFTER  # it can't just now; its mapping may well live
             return []
@@ -346,6 +360,11 @@ class EnCore:
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
+    def routers(self) -> frozenset[Address]:
+        """Those whose packets may be a flow's, now or when a program uses a name it knows."""
+        named = {router for relation in self.names for router in relation.routers}
+        return frozenset(named | {entry.mapped.address for entry in self.vat})
+
     def negotiations(self) -> Iterator[Negotiation]:
         """Those under way."""
         return iter(self._negotiations)
@@ -410,7 +429,8 @@ class EnCore:
         """Drop a flow's packets and tell its program, once."""
         effects: list[Effect] = [Drop(packet) for packet in packets]
         self.counters.add(counter, len(packets))
-        error = answer(packets[-1].data, reaction) if packets else None
+        heeds = self._heeds_unreachable
+        error = answer(packets[-1].data, reaction, heeds_unreachable=heeds) if packets else None
         if error is not None:
             effects.append(Inject(error))
         return effects

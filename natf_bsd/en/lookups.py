@@ -15,7 +15,7 @@ from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.queries import Queries, Query
 from natf_bsd.dns.question import CLASS_IN, Question, read_question
 from natf_bsd.dns.rewrite import Outcome, rewrite
-from natf_bsd.effects import Drop, Effect, Save, Send
+from natf_bsd.effects import Admit, Drop, Effect, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.nrt import NameRelation, NameTable
@@ -23,6 +23,8 @@ from natf_bsd.types import Address, Direction, Flow, Name, Packet
 from natf_bsd.wire import packet as wire
 
 _LOOPBACK = frozenset(("lo", "lo0"))  # Linux, FreeBSD
+_LOOPBACK_NET = 127
+_DNS = 53
 
 _SENT = {
     Outcome.NOT_OURS: "dns.sent.not_ours",
@@ -42,6 +44,8 @@ class Lookups:
         self, config: EnConfig, names: NameTable, counters: Counters, epoch_offset: Callable[[], float]
     ) -> None:
         self.resolvers = frozenset(config.resolvers)
+        self.follow: Callable[[], None] = lambda: None
+        """Called when one of our names is asked of a server not believed: the shell may find that it is one by now."""
         self._homes = HomeDomains(config.home_domains)
         self._maximum_ttl = int(config.maximum_ttl)
         self._names = names
@@ -56,7 +60,7 @@ class Lookups:
         message = carrier.payload(packet.data)
         if flow is None or message is None:
             return self._pass(packet, "dns.sent.not_dns")
-        if packet.direction is Direction.OUT:
+        if _is_query(packet, flow):
             return self._query(packet, flow, message, now)
         if flow.source.address not in self.resolvers:
             return self._pass(packet, "dns.sent.stranger")
@@ -76,12 +80,11 @@ class Lookups:
         if question is None or question.klass != CLASS_IN or self._homes.split(question.name) is None:
             return self._pass(packet, "dns.sent.query_not_ours")
         if flow.destination.address not in self.resolvers:
+            self.follow()
+        if flow.destination.address not in self.resolvers:
             return self._pass(packet, "dns.sent.query_to_stranger")
-        try:
-            self._queries.remember(flow.source, flow.destination, question, now)
-        except TableFull:
-            return self._pass(packet, "dns.sent.query_forgotten")
-        return self._pass(packet, "dns.sent.query")
+        kept = self._queries.remember(flow.source, flow.destination, question, now)
+        return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         learned: list[NameRelation] = []
@@ -111,7 +114,7 @@ class Lookups:
             relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
-            local=packet.interface in _LOOPBACK,
+            local=packet.interface in _LOOPBACK or flow.source.address[0] == _LOOPBACK_NET,
             asked=asked,
         )
         if result.outcome is Outcome.UNASKED:
@@ -119,9 +122,17 @@ class Lookups:
             return [Drop(packet)]
         if result.data is not message:
             packet.data = carrier.replace_payload(packet.data, result.data)
+        admits = [Admit(relation.routers) for relation in learned]
         saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in learned]
-        return [*self._pass(packet, _SENT[result.outcome]), *saves]
+        return [*admits, *self._pass(packet, _SENT[result.outcome]), *saves]
 
     def _pass(self, packet: Packet, counter: str) -> list[Effect]:
         self._counters.add(counter)
         return [Send(packet)]
+
+
+def _is_query(packet: Packet, flow: Flow) -> bool:
+    """FreeBSD shows both ways of a look-up on loopback as it goes out: there the ports tell, elsewhere the direction
+    (servers may ask each other from port 53)."""
+    both = flow.source.port == flow.destination.port == _DNS
+    return packet.direction is Direction.OUT if both else flow.destination.port == _DNS

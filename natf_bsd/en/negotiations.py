@@ -22,7 +22,9 @@ from natf_bsd.types import Address, Flow, Name
 from natf_bsd.wire import auth, icmp, message
 
 MAXIMUM_NEGOTIATIONS = 4096
-"""Negotiations under way at once: bounds the requests in flight. The bound on held packets is the larger one."""
+"""Negotiations under way at once, about 1 kB each: bounds the requests in flight. The bound on held packets is the
+larger one.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ class Peer:
 
 
 class Peers:
-    """Routers by address. Bounded; when full a new router is not remembered; it may then be taken for a host without
-    NAT-f while its daemon is away.
+    """Routers by address, about 600 bytes each. Bounded; when full a new router is not remembered; it may then be taken
+    for a host without NAT-f while its daemon is away.
     """
 
     def __init__(self, maximum: int = 4096) -> None:

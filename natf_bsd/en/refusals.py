@@ -39,12 +39,13 @@ def reaction_to(refusal: message.Refused | None) -> Reaction:
     return Reaction.REFUSED if refusal is not None and refusal.status in _REFUSALS else Reaction.UNREACHABLE
 
 
-def answer(data: bytearray, reaction: Reaction) -> bytes | None:
+def answer(data: bytearray, reaction: Reaction, *, heeds_unreachable: bool = True) -> bytes | None:
     """The packet that tells the sender of `data`; None where no error may answer (a RST; an ICMP error or a later
     fragment: RFC 1122 section 3.2.2).
 
     It comes from the virtual address, so that it fits the program's socket. UDP never gets code 1: Linux does not
-    report it to UDP sockets.
+    report it to UDP sockets. `heeds_unreachable` False: the TCP of this host goes on connecting when it is told "host
+    unreachable" (FreeBSD: tcp_ctlinput notes it and tries again); time exceeded means the same errno, and ends it.
     """
     protocol = packet.protocol(data)
     if protocol == Protocol.TCP and reaction is Reaction.REFUSED:
@@ -52,11 +53,14 @@ def answer(data: bytearray, reaction: Reaction) -> bytes | None:
         return bytes(reset) if reset is not None else None
     if packet.is_later_fragment(data) or (protocol == Protocol.ICMP and not _is_echo(data)):
         return None
+    source = packet.destination(data)
+    if protocol == Protocol.TCP and not heeds_unreachable:
+        return bytes(build.time_exceeded_for(data, source=source))
     if protocol == Protocol.TCP:
         code = _HOST_UNREACHABLE
     else:
         code = _PORT_UNREACHABLE if reaction is Reaction.REFUSED else _HOST_PROHIBITED
-    return bytes(build.unreachable_for(data, code=code, source=packet.destination(data)))
+    return bytes(build.unreachable_for(data, code=code, source=source))
 
 
 def _is_echo(data: bytearray) -> bool:
@@ -71,7 +75,7 @@ class _Refusal:
 
 
 class Refusals:
-    """Flows refused lately."""
+    """Flows refused lately, about 600 bytes each."""
 
     def __init__(self, maximum: int = 16384) -> None:
         self._table: Table[_Refusal] = Table(maximum, {"flow": lambda refusal: refusal.key})

@@ -24,6 +24,7 @@ def tables(core: EnCore, now: float, limit: int) -> dict[str, object]:
             for peer in islice(core.peers, limit)
         ],
         "held": len(core.held),
+        "heard": list(core.heard),
         "refused": {
             "names": core.names.refused,
             "flows": core.vat.refused,

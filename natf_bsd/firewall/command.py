@@ -13,13 +13,14 @@ class Command:
     """One process to run.
 
     `unless`: run `argv` only if this command fails, that is, if what `argv` makes is not there yet. `may_fail`: exit
-    statuses that mean there was nothing to do.
+    statuses that mean there was nothing to do. `repeated`: run it until it fails, for what may be there more than once.
     """
 
     argv: tuple[str, ...]
     stdin: str | None = None
     unless: tuple[str, ...] | None = None
     may_fail: tuple[int, ...] = ()
+    repeated: bool = False
 
     def shell(self) -> str:
         """The same for a person to read or to paste into a POSIX shell."""
@@ -35,7 +36,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A kernel setting, named by its path under /proc/sys ("net/ipv4/ip_forward"); sysctl(8) takes that too.
+    """A kernel setting; on Linux by its path under /proc/sys ("net/ipv4/ip_forward"), which sysctl(8) takes too.
 
     `optional`: a kernel without it needs no setting (no IPv6, for instance).
     """
@@ -45,7 +46,7 @@ class Sysctl:
     optional: bool = False
 
     def shell(self) -> str:
-        return shlex.join(["sysctl", "-w", f"{self.name}={self.value}"])
+        return shlex.join(["sysctl", f"{self.name}={self.value}"])
 
 
 Judge: TypeAlias = Callable[[int, str], str | None]

@@ -14,14 +14,14 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from natf_bsd.errors import NatfError
-from natf_bsd.firewall import runner
+from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall.installed import Installed
 from natf_bsd.firewall.plan import Plan
 from natf_bsd.ops.interfaces import Interface
-from natf_bsd.ops.loop import Loop
+from natf_bsd.ops.loop import Loop, monotonic
+from natf_bsd.ops.process import run_process
 from natf_bsd.types import Address, parse_address
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _SECTIONS = {
     "rules": "firewall rules of natf",
     "policy": "ip rule",
     "route": "route of the TUN device",
+    "settings": "kernel settings",
     "device": "TUN device (not up)",
 }
 _INET = re.compile(r"\binet (\d+\.\d+\.\d+\.\d+)")
@@ -72,28 +73,42 @@ def judge(expected: Listing, found: Listing, address: Address) -> Finding:
     return Finding(changed, address if address in there else next(iter(there), None))
 
 
+class Guarded(Protocol):
+    """What is set up, as far as the guard needs it; see `platforms`."""
+
+    interface: Interface
+
+    def outer(self) -> Interface:
+        """The outer interface as it is found now; NatfError if there is none."""
+
+    def plan(self, interface: Interface) -> Plan:
+        """For the interface as it is then."""
+
+    def looked(self, found: Listing, now: float) -> None: ...
+
+    def next_look(self) -> float | None:
+        """When it would have the next look at the latest, if it has a wish of its own."""
+
+
 class Guard:
     """Looks every `interval` seconds, and `SOON` after the count `alarm` grew; applies the plan again when what it
-    finds differs from what it found at first, right after the set-up.
-
-    `make` gives the plan for the interface as it is then. NatfError if the first look fails.
+    finds differs from what it found at first, right after the set-up. NatfError if the first look fails.
     """
 
     def __init__(
         self,
         installed: Installed,
-        make: Callable[[Interface], Plan],
-        interface: Interface,
+        side: Guarded,
         loop: Loop,
         *,
         alarm: Callable[[], int] = lambda: 0,
         interval: float = INTERVAL,
     ) -> None:
-        self.interface = interface
+        self.interface = side.interface
         """The outer interface with the address it has now."""
         self._installed = installed
-        self._make = make
-        self._argv = make(interface).look
+        self._side = side
+        self._argv = side.plan(side.interface).look
         self._loop = loop
         self._alarm = alarm
         self._alarms = alarm()
@@ -111,16 +126,23 @@ class Guard:
         return dict(self._counts)
 
     def next_deadline(self) -> float:
-        return self._due
+        wish = self._side.next_look()
+        return self._due if wish is None else min(self._due, max(wish, self._looked + SOON))
 
     def tick(self, now: float) -> None:
         if (alarms := self._alarm()) != self._alarms:
             self._alarms = alarms
             self._due = min(self._due, self._looked + SOON)
-        if now >= self._due:
+        if now >= self.next_deadline():
             self._due = now + self._interval
             self._looked = now
             self._start()
+
+    def look_now(self) -> bool:
+        """Look, and wait for what is found; whether anything had to be set up again. NatfError if it can't be seen."""
+        healed = self._counts["healed"]
+        self._see(self._look())
+        return self._counts["healed"] > healed
 
     def close(self) -> None:
         if (child := self._forget()) is not None:
@@ -129,7 +151,7 @@ class Guard:
             child.wait()
 
     def _look(self) -> Listing:
-        done = runner.run_process(self._argv, None)
+        done = run_process(self._argv, None)
         if done.status:
             raise NatfError(f"what is set up cannot be listed (status {done.status}): {done.stderr.strip()}")
         return read(done.stdout)
@@ -177,7 +199,10 @@ class Guard:
         return child
 
     def _see(self, found: Listing) -> None:
+        self._side.looked(found, monotonic())
         finding = judge(self._expected, found, self.interface.address)
+        if finding.address is None:
+            self._ask_for_another()
         if finding.address is None and not self._without_address:
             log.warning("%s has no IPv4 address any more; waiting for one", self.interface.name)
         self._without_address = finding.address is None
@@ -188,11 +213,22 @@ class Guard:
         if causes:
             self._heal(now, "; ".join(causes))
 
+    def _ask_for_another(self) -> None:
+        """A link that was dialled anew may come back by another name, if none is configured."""
+        try:
+            found = self._side.outer()
+        except NatfError:
+            return
+        if found.name != self.interface.name:
+            raise RestartNeeded(f"the outer interface is {found} now, no longer {self.interface.name}")
+
     def _heal(self, interface: Interface, why: str) -> None:
         moved = interface != self.interface
         try:
-            self._installed.renew(self._make(interface))
+            self._installed.renew(self._side.plan(interface))
             found = self._look()
+        except RestartNeeded:
+            raise
         except NatfError as error:
             self._fail("%s; not set up again: %s", why, error)
             return

@@ -8,39 +8,42 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from natf_bsd.config import RouterConfig
 from natf_bsd.errors import NatfError
-from natf_bsd.firewall import linux, runner
-from natf_bsd.firewall.plan import Plan, undo_all
+from natf_bsd.firewall import runner
+from natf_bsd.firewall.plan import Plan, Remains
 from natf_bsd.ops.runtime import RoleLock
 
 log = logging.getLogger(__name__)
 
 
-def sysctl_journal(run_dir: Path, role: str) -> runner.SysctlJournal:
+def sysctl_journal(run_dir: Path, role: str, kernel: runner.KernelSettings) -> runner.SysctlJournal:
     """Where the kernel settings from before us are written down, until they are back."""
-    return runner.SysctlJournal(run_dir / f"{role}.sysctl")
+    return runner.SysctlJournal(run_dir / f"{role}.sysctl", kernel)
 
 
 class Installed:
     """Checks, sets up, and undoes at exit; what failed half way is undone at once. NatfError says what is in the way.
 
-    with Installed(plan, run_dir):
+    with Installed(plan, run_dir, kernel):
         loop.run()
     """
 
-    def __init__(self, plan: Plan, run_dir: Path) -> None:
+    def __init__(self, plan: Plan, run_dir: Path, kernel: runner.KernelSettings) -> None:
         self._plan = plan
-        self._journal = sysctl_journal(run_dir, plan.role)
+        self._journal = sysctl_journal(run_dir, plan.role, kernel)
         self._stays = False
 
     def stay(self) -> None:
-        """Leave everything in force at exit, for a daemon that is started again; `clean_up` can still undo it."""
+        """Leave everything in force at exit, or the stand-in, for a daemon that is started again; `clean_up` can still
+        undo it. CommandFailed, and then it is undone at exit after all.
+        """
+        runner.apply(self._plan.stay or ())
         self._stays = True
 
     def renew(self, plan: Plan) -> None:
         """Apply `plan` once more, over whatever others have left of the first; what it sets must be undone by the same
         steps. Raises NatfError; what was done is undone at exit."""
+        self._plan = plan
         runner.apply(plan.set_up)
         self._journal.apply(plan.sysctls)
 
@@ -68,24 +71,24 @@ class Installed:
             log.error("not undone: %s", text)
 
 
-def clean_up(router: RouterConfig, run_dirs: Mapping[str, Path]) -> list[str]:
+def clean_up(remains: Mapping[str, Remains], run_dirs: Mapping[str, Path], kernel: runner.KernelSettings) -> list[str]:
     """Undo whatever daemons that were killed have left, by our marks alone; returns what could not be undone.
 
-    `run_dirs` by role. NatfError if a daemon is alive: taking its rules away would cut its users off. None can start
-    meanwhile: whoever supervises a daemon that was killed may be about to start it again.
+    `remains` and `run_dirs` by role. NatfError if a daemon is alive: taking its rules away would cut its users off.
+    None can start meanwhile: whoever supervises a daemon that was killed may be about to start it again.
     """
     for role, run_dir in run_dirs.items():
         if (process := RoleLock.holder(run_dir, role)) is not None:
             who = f"process {process}" if process else "just started"
             raise NatfError(f"natf {role} is running ({who}); stop it first, it then leaves nothing behind")
-    if others := runner.check([linux.not_in_use(role) for role in run_dirs]):
+    if others := runner.check([left.in_use for left in remains.values()]):
         raise NatfError("; ".join(others))
     with ExitStack() as locks:
         for role, run_dir in run_dirs.items():
             locks.enter_context(RoleLock(run_dir, role))
-        failures = [str(failure) for failure in runner.undo(undo_all(router))]
+        failures = [str(failure) for left in remains.values() for failure in runner.undo(left.undo)]
         for role, run_dir in run_dirs.items():
-            failures += _restore(sysctl_journal(run_dir, role))
+            failures += _restore(sysctl_journal(run_dir, role, kernel))
             (run_dir / f"{role}.sock").unlink(missing_ok=True)
     return failures
 

@@ -24,7 +24,7 @@ RULE_PRIORITY: Final = 78  # before the main table's 32766
 _REQUEST_LENGTHS: Final = "156:65535"
 # The magic at the start of the ICMP data: 28 bytes in, up to 40 more with IP options. Whoever pings with 128 bytes and
 # more is answered by the kernel, not by us.
-_MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 92"
+_MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 72"
 # Mappings are made in ports where a router has no service, above what Linux gives its own programs (32768 to 60999).
 # Conntrack decides before INPUT whose a packet is: with m = d a forged request could have taken a stranger's
 # connections to the router's own port d.
@@ -233,6 +233,7 @@ def router_look(fw: RouterFirewall) -> tuple[str, ...]:
         fw.interface,
         f"echo '# policy'; ip -4 rule show priority {fw.priority} protocol {ROUTE_PROTOCOL}",
         f"echo '# route'; ip -4 route show table {fw.table} proto {ROUTE_PROTOCOL} 2>/dev/null",
+        f"echo '# settings'; cd /proc/sys && cat {' '.join(s.name for s in router_sysctls(fw))} 2>/dev/null",
         f"echo '# device'; ip -o link show dev {tun} up 2>/dev/null | cut -d: -f2",
     )
 
@@ -309,7 +310,8 @@ def _undo(role: str, places: Sequence[_Place]) -> list[Command]:
     for table, hook in reversed(places):
         iptables, name = ("iptables", *_WAIT, "-t", table), _name(role, hook)
         commands += [
-            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE),
+            # A site that restores what it saved while we ran (iptables-restore -n) has the jump twice.
+            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE, repeated=True),
             Command((*iptables, "-F", name), may_fail=_NOTHING_THERE),
             Command((*iptables, "-X", name), may_fail=_NOTHING_THERE),
         ]

@@ -4,55 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Final, Protocol
 
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall.command import Check, Command, Sysctl
+from natf_bsd.ops.process import Run, run_process
 
-TIME_LIMIT = 30.0
-"""Seconds a process may take: three times as long as iptables waits for its lock."""
-
-TIMED_OUT = 124
-"""Exit status of a process we ended for its time, as timeout(1) has it."""
-
-
-class Completed(NamedTuple):
-    """How a process ended; status 127: there is no such program, `TIMED_OUT`: it did not end."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-Run: TypeAlias = Callable[[tuple[str, ...], str | None], Completed]
-"""Runs argv with a text on standard input and waits for it."""
-
-
-def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:
-    """The real `Run`, with messages in the C locale; in a session of its own, which a second Ctrl-C at the terminal
-    does not reach: it would cut off the undoing.
-    """
-    environment = os.environ | {"LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            argv,
-            input=stdin or "",
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-            start_new_session=True,
-            timeout=TIME_LIMIT,
-        )
-    except FileNotFoundError:
-        return Completed(127, "", f"{argv[0]}: not found")
-    except subprocess.TimeoutExpired:
-        return Completed(TIMED_OUT, "", f"did not end within {TIME_LIMIT:g} s")
-    return Completed(done.returncode, done.stdout, done.stderr)
+_REPETITIONS: Final = 100
+"""Copies of a rule that are removed at most."""
 
 
 def apply(commands: Iterable[Command], run: Run = run_process) -> None:
@@ -87,8 +48,57 @@ def _perform(command: Command, run: Run) -> None:
     if command.unless is not None and run(command.unless, None).status == 0:
         return
     done = run(command.argv, command.stdin)
+    for _ in range(_REPETITIONS if command.repeated else 0):
+        if done.status:
+            break
+        done = run(command.argv, command.stdin)
     if done.status and done.status not in command.may_fail:
         raise CommandFailed(command.argv, done.status, done.stderr)
+
+
+class KernelSettings(Protocol):
+    """Where kernel settings are read and set, by the names of `Sysctl`. OSError says what the kernel said."""
+
+    def read(self, name: str) -> str | None:
+        """The value, None if this kernel does not have the setting."""
+
+    def write(self, name: str, value: str) -> None: ...
+
+
+class ProcSys:
+    """Linux: files under /proc/sys."""
+
+    def __init__(self, root: Path = Path("/proc/sys")) -> None:
+        self._root = root
+
+    def read(self, name: str) -> str | None:
+        try:
+            return (self._root / name).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, value: str) -> None:
+        (self._root / name).write_text(value)
+
+
+class SysctlProgram:
+    """FreeBSD: sysctl(8)."""
+
+    def __init__(self, run: Run = run_process) -> None:
+        self._run = run
+
+    def read(self, name: str) -> str | None:
+        done = self._run(("sysctl", "-n", name), None)
+        return done.stdout.strip() if done.status == 0 else None
+
+    def write(self, name: str, value: str) -> None:
+        done = self._run(("sysctl", f"{name}={value}"), None)
+        if done.status:
+            missing = _UNKNOWN in done.stderr
+            raise OSError(errno.ENOENT if missing else errno.EPERM, "; ".join(done.stderr.strip().splitlines()))
+
+
+_UNKNOWN: Final = "unknown oid"  # sysctl(8) of a setting that is not there
 
 
 class SysctlJournal:
@@ -98,15 +108,16 @@ class SysctlJournal:
     file still holds the value from before us, never our own.
     """
 
-    def __init__(self, path: Path, root: Path = Path("/proc/sys")) -> None:
+    def __init__(self, path: Path, kernel: KernelSettings) -> None:
         self._path = path
-        self._root = root
+        self._kernel = kernel
 
     def apply(self, settings: Iterable[Sysctl]) -> None:
         """Set all. Raises NatfError for one that is missing (unless optional) or refused."""
         for setting in settings:
-            if (self._root / setting.name).exists():
-                self._set(setting)
+            current = self._kernel.read(setting.name)
+            if current is not None:
+                self._set(setting, current)
             elif not setting.optional:
                 raise NatfError(f"{setting.name}: this kernel does not have the setting")
 
@@ -123,7 +134,7 @@ class SysctlJournal:
                 kept[name] = value
                 continue
             try:
-                (self._root / name).write_text(value)
+                self._kernel.write(name, value)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENODEV):
                     continue
@@ -132,14 +143,12 @@ class SysctlJournal:
         self._write(kept)
         return failures
 
-    def _set(self, setting: Sysctl) -> None:
-        path = self._root / setting.name
-        current = path.read_text().strip()
+    def _set(self, setting: Sysctl, current: str) -> None:
         if current == setting.value:
             return
         self._write({setting.name: current} | self._read())
         try:
-            path.write_text(setting.value)
+            self._kernel.write(setting.name, setting.value)
         except OSError as error:
             raise NatfError(f"{setting.name}: cannot set {setting.value}: {error.strerror}") from None
 
@@ -163,4 +172,4 @@ class SysctlJournal:
 
 def _is_ours(name: str) -> bool:
     """Only network settings are ever set, so only those are set back, whatever a file says."""
-    return name.startswith("net/") and ".." not in name.split("/")
+    return name.startswith(("net/", "net.")) and ".." not in name.split("/") and "=" not in name

@@ -1,41 +1,36 @@
-"""What passed an interface, written by a process of our own in the interface's network: no tcpdump needed.
+"""What passed an interface, written by a process in the interface's network: `python -m natf_bsd.lab.capture IF FILE`.
 
-The file is a pcap that Wireshark reads too: nanoseconds, and Linux "cooked" headers (LINKTYPE_LINUX_SLL), because
-those tell outgoing from incoming. Packets are as the kernel holds them: those of a local sender may be larger than the
-MTU and have only half a TCP or UDP checksum.
+The files are pcap, which Wireshark reads too. On Linux `packet_socket` writes them, with "cooked" headers that tell
+outgoing from incoming; on FreeBSD tcpdump(1), with Ethernet headers: what the interface itself sent is outgoing, and
+its address stands in a file beside. Packets are as the kernel holds them: those of a local sender may be larger than
+the MTU and have only half a TCP or UDP checksum.
 """
 
 from __future__ import annotations
 
-import contextlib
-import select
-import signal
-import socket
 import struct
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
+from typing import TypeAlias
 
-_ETH_P_ALL = 3
+FILE_HEADER = struct.Struct("=IHHiIII")
+RECORD_HEADER = struct.Struct("=IIII")
+SLL = struct.Struct("!HHH8sH")
+MAGIC_NANOSECONDS = 0xA1B23C4D
+MAGIC_MICROSECONDS = 0xA1B2C3D4
+LINKTYPE_ETHERNET = 1
+LINKTYPE_LINUX_SLL = 113
+
+_ETHERNET = struct.Struct("!6s6sH")
 _ETH_P_IP = 0x0800
-_SO_TIMESTAMPNS = 35
-"""SO_TIMESTAMPNS_OLD (asm-generic/socket.h): the kernel's own time of arrival, a struct timespec of CLOCK_REALTIME."""
-_TIMESPEC = struct.Struct("@ll")
-_CONTROL_SIZE = socket.CMSG_SPACE(_TIMESPEC.size)
-_SOL_PACKET = 263
-_PACKET_STATISTICS = 6
-"""packet(7): received and dropped since the last look."""
-_SO_RCVBUFFORCE = 33
-_BUFFER = 32 << 20
-"""Bytes: a second of 200 Mbit/s, while the writer waits for the processor."""
+_PACKET_OUTGOING = 4
+"""linux/if_packet.h; its value is in the file format too."""
 
-_FILE_HEADER = struct.Struct("=IHHiIII")
-_RECORD_HEADER = struct.Struct("=IIII")
-_SLL = struct.Struct("!HHH8sH")
-_MAGIC_NANOSECONDS = 0xA1B23C4D
-_LINKTYPE_LINUX_SLL = 113
+_UNITS = {MAGIC_NANOSECONDS: 1e9, MAGIC_MICROSECONDS: 1e6}
+"""Parts of a second that times are counted in."""
 
 _FLUSH = 0.05
 """Seconds without a packet after which all up to now has been written: the kernel hands over within a millisecond."""
@@ -69,62 +64,64 @@ class Capture:
         return self.path.stat().st_size if self.path.exists() else 0
 
 
+def ether_file(path: Path) -> Path:
+    """Where the Ethernet address ("02:42:ab:16:ff:0a") of a capture's interface stands, if its headers are Ethernet."""
+    return path.with_suffix(".ether")
+
+
+_Split: TypeAlias = Callable[[bytes], tuple[int, bool, bytes]]
+"""From a record to its Ethernet type, whether it went out, and the packet behind its link header."""
+
+
 def read(path: Path) -> list[CapturedPacket]:
-    """The IPv4 packets of a file written by `write`; a last record cut short is left out."""
+    """The IPv4 packets of a capture's file; a last record cut short is left out."""
     data = path.read_bytes()
+    magic, _, _, _, _, _, link_type = FILE_HEADER.unpack_from(data)
+    split = _split_cooked if link_type == LINKTYPE_LINUX_SLL else _split_ethernet(ether_file(path).read_text())
     packets = []
-    offset = _FILE_HEADER.size
-    while offset + _RECORD_HEADER.size <= len(data):
-        seconds, nanoseconds, length, _ = _RECORD_HEADER.unpack_from(data, offset)
-        offset += _RECORD_HEADER.size
+    for seconds, parts, record in _records(data):
+        protocol, outgoing, packet = split(record)
+        if protocol == _ETH_P_IP:
+            packets.append(CapturedPacket(seconds + parts / _UNITS[magic], outgoing, packet))
+    return packets
+
+
+def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    offset = FILE_HEADER.size
+    while offset + RECORD_HEADER.size <= len(data):
+        seconds, parts, length, _ = RECORD_HEADER.unpack_from(data, offset)
+        offset += RECORD_HEADER.size
         record = data[offset : offset + length]
         offset += length
-        if len(record) < length:
-            break
-        kind, _, _, _, protocol = _SLL.unpack_from(record)
-        if protocol == _ETH_P_IP:
-            packets.append(
-                CapturedPacket(seconds + nanoseconds / 1e9, kind == socket.PACKET_OUTGOING, record[_SLL.size :])
-            )
-    return packets
+        if len(record) == length:
+            yield seconds, parts, record
+
+
+def _split_cooked(record: bytes) -> tuple[int, bool, bytes]:
+    kind, _, _, _, protocol = SLL.unpack_from(record)
+    return protocol, kind == _PACKET_OUTGOING, record[SLL.size :]
+
+
+def _split_ethernet(own: str) -> _Split:
+    address = bytes.fromhex(own.strip().replace(":", ""))
+
+    def split(record: bytes) -> tuple[int, bool, bytes]:
+        _, source, protocol = _ETHERNET.unpack_from(record)
+        return protocol, source == address, record[_ETHERNET.size :]
+
+    return split
 
 
 def write(interface: str, path: Path) -> None:
     """Capture on `interface` into `path` until SIGTERM. Ends with an error when packets were lost on the way here."""
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno())
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    with _open(interface) as source, path.open("wb", buffering=0) as file:
-        file.write(_FILE_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, 65535, _LINKTYPE_LINUX_SLL))
-        ready: list[socket.socket] = []
-        while woken not in ready:
-            ready, _, _ = select.select([source, woken], [], [])
-            _drain(source, file)
-        _, lost = struct.unpack("II", source.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-    if lost:
-        sys.exit(f"{lost} packets lost")
+    if sys.platform.startswith("freebsd"):
+        from natf_bsd.lab import tcpdump
 
+        tcpdump.write(interface, path)
+    else:
+        from natf_bsd.lab import packet_socket
 
-def _open(interface: str) -> socket.socket:
-    source = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
-    source.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-    # Forcing needs privileges that a user namespace does not give.
-    with contextlib.suppress(PermissionError):
-        source.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-    source.bind((interface, _ETH_P_ALL))
-    source.setblocking(False)
-    return source
-
-
-def _drain(source: socket.socket, file: FileIO) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            data, control, _, (_, protocol, kind, _, _) = source.recvmsg(1 << 16, _CONTROL_SIZE)
-            seconds, nanoseconds = _TIMESPEC.unpack(control[0][2])
-            header = _SLL.pack(kind, 1, 0, b"", protocol)
-            length = len(header) + len(data)
-            file.write(_RECORD_HEADER.pack(seconds, nanoseconds, length, length) + header + data)
+        packet_socket.write(interface, path)
 
 
 if __name__ == "__main__":

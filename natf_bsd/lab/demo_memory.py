@@ -1,4 +1,4 @@
-"""The demo's story in memory, for machines without network namespaces: the same cores, a model NAT, no kernel."""
+"""The demo's story in memory, for machines without namespaces or jails: the same cores, a model NAT, no kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The paper's figure 1 in memory: cores, a model NAT and small hosts on a wire that loses, repeats and reorders.
 
 Time is simulated: `run` takes the next event, whatever hour that is. Tests use it to meet the cores with a bad
-network in milliseconds, and `natf demo` where no namespaces can be made.
+network in milliseconds, and `natf demo` where no lab can be made.
 """
 
 from __future__ import annotations

@@ -10,18 +10,15 @@ Usage::
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import tomlkit
 
-from natf_bsd.errors import NatfError
 from natf_bsd.lab.lab import Lab, LabProcess
-from natf_bsd.lab.platform import FIRST_INSTANCE, lab_platform
+from natf_bsd.lab.platform import FIRST_INSTANCE
 from natf_bsd.lab.topology import FIGURE1
-from natf_bsd.ops import control
 
 ACT = """\
 # name   address      action
@@ -45,6 +42,12 @@ class Figure1Lab(Lab):
         return self
 
     @property
+    def resolvers(self) -> list[str]:
+        """The addresses under which programs of the lab ask its DNS servers, whatever name servers the host has."""
+        served = self.platform.name_servers(self.topology).values()
+        return sorted({self.topology.nameserver, *(address for addresses in served for address in addresses)})
+
+    @property
     def act(self) -> Path:
         """The router's access control table, to be edited while it runs."""
         return self.run_dir / "natf.act"
@@ -65,7 +68,7 @@ class Figure1Lab(Lab):
     def start_en(self, **settings: object) -> LabProcess:
         """Start the external node's daemon, with `settings` if any are given, and return when it is ready.
 
-        NatfError with its output when it ends or takes more than 10 s.
+        NatfError with its output when it ends or takes more than a minute.
         """
         self.en = self._start("en", settings)
         return self.en
@@ -91,10 +94,7 @@ class Figure1Lab(Lab):
         return process
 
     def _pid(self, role: str) -> int | None:
-        try:
-            return int(control.ask(self.run_dir / role / f"{role}.sock", "status")["process"])
-        except NatfError:
-            return None
+        return self.platform.daemon_at(role, self.run_dir / role / f"{role}.sock")
 
     def _natf(self, role: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "natf_bsd.cli", "--config", str(self.config(role)), *arguments]
@@ -104,12 +104,7 @@ class Figure1Lab(Lab):
         if role == "router":
             return {"interface": "wan", "act": str(self.act), "run_dir": run_dir}
         domains = list(self.topology.zone.domains)
-        return {"interface": "eth0", "home_domains": domains, "run_dir": run_dir, "state_dir": f"{run_dir}/state"}
-
-
-def instances() -> list[str]:
-    """The names of the labs of this user that are up, or were when something went wrong."""
-    try:
-        return sorted(entry.name for entry in os.scandir(lab_platform(FIRST_INSTANCE).run_dir.parent) if entry.is_dir())
-    except OSError:
-        return []
+        settings: dict[str, object] = {"interface": "eth0", "home_domains": domains}
+        settings |= {"run_dir": run_dir, "state_dir": f"{run_dir}/state"}
+        asked = self.resolvers
+        return settings | ({"resolvers": asked} if asked != [self.topology.nameserver] else {})

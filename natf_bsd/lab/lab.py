@@ -21,10 +21,10 @@ from typing import Any
 from natf_bsd.errors import NatfError
 from natf_bsd.lab import capture, services
 from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, lab_platform
-from natf_bsd.lab.topology import Host, Topology
+from natf_bsd.lab.topology import Host, ServiceKind, Topology, Zone
 
-_START_TIMEOUT = 10.0
-"""Seconds for anything to become ready, on a machine busy with something else; a tenth of it is usual."""
+_START_TIMEOUT = 60.0
+"""Seconds for anything to become ready, on an emulated machine busy with something else; one is usual."""
 
 _POLL = 0.01
 _TAIL = 40
@@ -72,15 +72,16 @@ class HostStatus:
 @dataclass(frozen=True, slots=True)
 class LabStatus:
     up: bool
+    made_of: str
     run_dir: Path
     hosts: tuple[HostStatus, ...]
 
     def __str__(self) -> str:
         if not self.up:
             return "not up" + "".join(f"\nleft over: {process.pid} {process.command}" for process in self._processes())
-        lines = [f"up, files in {self.run_dir}"]
+        lines = [f"up, files in {self.run_dir}", self.made_of]
         for host in self.hosts:
-            lines.append(f"{host.name:<8} {host.location:<14} {', '.join(host.addresses)}")
+            lines.append(f"{host.name:<8} {host.location:<19} {', '.join(host.addresses)}")
             lines += [f"    {process.pid:>7}  {process.command}" for process in host.processes]
         return "\n".join(lines)
 
@@ -102,6 +103,8 @@ class Lab:
         self.instance = instance
         self.platform = lab_platform(instance)
         self._children: list[subprocess.Popen[str]] = []
+        self._servers: list[LabProcess] = []
+        self._name_servers: list[LabProcess] = []
 
     @property
     def run_dir(self) -> Path:
@@ -152,7 +155,7 @@ class Lab:
     def status(self) -> LabStatus:
         processes = self.platform.processes()
         hosts = tuple(self._host_status(host, processes) for host in self.topology.hosts)
-        return LabStatus(self.is_up(), self.run_dir, hosts)
+        return LabStatus(self.is_up(), self.platform.description(), self.run_dir, hosts)
 
     def __enter__(self) -> Lab:
         self.up()
@@ -235,6 +238,13 @@ class Lab:
                 raise NatfError(f"{process.log.stem} was not ready within {timeout:g} s:\n{process.output()}")
             time.sleep(_POLL)
 
+    def serve_names(self, zone: Zone) -> None:
+        """From now on DNS in this lab, which this object made, answers from `zone`. Returns when it does."""
+        for server in self._name_servers:
+            server.stop()
+        self._name_servers = self._ready(list(self._start_name_servers(zone)))
+        self._note_servers()
+
     # Making and removing.
 
     def write_files(self) -> None:
@@ -244,18 +254,32 @@ class Lab:
         self._log_dir.mkdir(parents=True)
         self.platform.up(self.topology)
         self.write_files()
-        servers = list(self._start_servers())
-        for server, ready in servers:
-            self.wait_until(partial(_has_written, server, ready), server)
+        servers, name_servers = list(self._start_servers()), list(self._start_name_servers(self.topology.zone))
+        self._servers, self._name_servers = self._ready(servers), self._ready(name_servers)
         self._wait_for_network()
-        self._complete.write_text(json.dumps([server.pid for server, _ in servers]))
+        self._note_servers()
 
     def _start_servers(self) -> Iterator[tuple[LabProcess, str]]:
-        dnsmasq = services.find_dnsmasq()
-        for host in self.topology.hosts:
+        for host in () if self.platform.has_servers else self.topology.hosts:
             for service in host.services:
-                argv, ready = services.command(service, host, self.topology.zone, dnsmasq)
-                yield self.spawn(host.name, argv, name=service.kind.value), ready
+                if service.kind is not ServiceKind.DNS:
+                    argv, ready = services.command(service, host)
+                    yield self.spawn(host.name, argv, name=service.kind.value), ready
+
+    def _start_name_servers(self, zone: Zone) -> Iterator[tuple[LabProcess, str]]:
+        dnsmasq = services.find_dnsmasq()
+        for host, addresses in self.platform.name_servers(self.topology).items():
+            argv, ready = services.dns_command(zone, addresses, dnsmasq)
+            yield self.spawn(host, argv, name="dns"), ready
+
+    def _ready(self, servers: Sequence[tuple[LabProcess, str]]) -> list[LabProcess]:
+        """The servers, as soon as all of them listen."""
+        for server, text in servers:
+            self.wait_until(partial(_has_written, server, text), server)
+        return [server for server, _ in servers]
+
+    def _note_servers(self) -> None:
+        self._complete.write_text(json.dumps([server.pid for server in (*self._servers, *self._name_servers)]))
 
     def _wait_for_network(self) -> None:
         """Reach every server from a neighbour: listening is not enough, a new link takes its time to carry packets."""
@@ -316,17 +340,17 @@ def _has_written(process: LabProcess, text: str) -> bool:
 
 
 def probes(topology: Topology) -> Iterator[tuple[Host, list[str]]]:
-    """For each segment its first host, and what it must be able to reach there (`services.wait_for`)."""
+    """For each segment one host, and what it must be able to reach there (`services.wait_for`).
+
+    It is the one that does NAT, if there is one: an ordinary home router does not answer who knocks from outside.
+    """
     for segment in topology.segments:
-        there = [
-            (host, interface)
-            for host in topology.hosts
-            for interface in host.interfaces
-            if interface.segment == segment
-        ]
-        targets = [target for host, interface in there[1:] for target in _targets(host, interface.address)]
+        ports = topology.ports(segment)
+        prober = next((host for host, _ in ports if host.nat), ports[0][0])
+        others = [(host, port) for host, port in ports if host is not prober and not host.nat]
+        targets = [target for host, port in others for target in _targets(host, port.address)]
         if targets:
-            yield there[0][0], targets
+            yield prober, targets
 
 
 def _targets(host: Host, address: str) -> list[str]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
-from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess
+from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, daemon_here
+from natf_bsd.lab.processes import end
 from natf_bsd.lab.topology import Host, Interface, Nat, Topology
+from natf_bsd.natd_bridge import netfilter
+from natf_bsd.ops.process import Completed, run_process
 
 SWITCH = "net"
 """The namespace of the switches, as if it were a host."""
@@ -41,12 +43,6 @@ TOOLS = {
     "mount": "mount",
 }
 """Commands a lab needs, with their Debian packages."""
-
-_TERM_GRACE = 1.0
-"""Seconds between SIGTERM and SIGKILL: a daemon's own clean-up takes a tenth of that."""
-
-_KILL_GRACE = 5.0
-"""Seconds after which a killed process that is still there is a fault to report."""
 
 _POLL = 0.01
 """Seconds between two looks at something that is about to happen."""
@@ -190,6 +186,8 @@ class NetnsPlatform:
         self._holder_process: subprocess.Popen[bytes] | None = None
         """Ours to collect, if we started it."""
 
+    has_servers = False
+
     def is_supported(self) -> str | None:
         if missing := missing_tools():
             return missing
@@ -198,6 +196,12 @@ class NetnsPlatform:
         unshare = ("unshare", *(() if self._direct else ("-U", "-r")), "-n", "-m")
         done = _run((*unshare, "sh", "-ec", _PROBE), None)
         return None if done.status == 0 else f"network namespaces do not work here: {done.stderr.strip()}"
+
+    def lacks_for_daemons(self) -> str | None:
+        return netfilter.unavailable()
+
+    def description(self) -> str:
+        return "network namespaces, bridges, netfilter's NAT"
 
     def up(self, topology: Topology) -> None:
         if not self._direct:
@@ -213,7 +217,7 @@ class NetnsPlatform:
         ours = [
             name for host in (SWITCH, *(h.name for h in topology.hosts)) if (name := self.location(host)) in existing
         ]
-        _end(lambda: self._pids(ours))
+        end(lambda: self._pids(ours))
         failures = runner.undo(tear_down(topology, self.location, existing), self._run)
         if self._direct:
             self._undo_first_use()
@@ -246,6 +250,9 @@ class NetnsPlatform:
     def location(self, host: str) -> str:
         return f"natf-{host}" if self._instance == FIRST_INSTANCE else f"natf-{self._instance}-{host}"
 
+    def name_servers(self, topology: Topology) -> Mapping[str, Sequence[str]]:
+        return {host.name: [topology.nameserver] for host in topology.hosts if host.address == topology.nameserver}
+
     def exec_argv(self, host: str, argv: Sequence[str], cwd: Path) -> list[str]:
         script = ("unshare", "-m", "--", "sh", "-c", _EXEC, "sh")
         arguments = (self._mark(host), SYSTEM_DIRS, str(self._etc(host)), str(cwd), *argv)
@@ -255,6 +262,14 @@ class NetnsPlatform:
         mark = f"NATF_LAB={self.run_dir}:"
         found = ((pid, _marked(pid, mark)) for pid in _all_pids())
         return [HostProcess(host, pid, _command_line(pid)) for pid, host in found if host]
+
+    def daemon_at(self, host: str, socket: Path) -> int | None:
+        return daemon_here(socket)
+
+    def machine(self) -> list[str]:
+        looks = (("ip", "netns", "list"), ("ip", "-br", "link"), ("ip", "rule"), ("findmnt", "-rno", "TARGET"))
+        found = [line for look in looks for line in _run(look, None).stdout.splitlines()]
+        return [line for line in found if self.location("") in line or "natf0" in line]
 
     def _mark(self, host: str) -> str:
         """In the environment of every process we start, so that it is found whatever became of its namespace."""
@@ -289,7 +304,7 @@ class NetnsPlatform:
             return NETNS_DIR
         return Path(f"/proc/{self._holder() or 0}/root{NETNS_DIR}")
 
-    def _run(self, argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
+    def _run(self, argv: tuple[str, ...], stdin: str | None) -> Completed:
         return _run((*self._enter(), *argv), stdin)
 
     def _enter(self) -> tuple[str, ...]:
@@ -333,7 +348,7 @@ class NetnsPlatform:
 
     def _end_holder(self) -> None:
         if pid := self._holder():
-            _end(lambda: {pid} if self._holder() else set[int]())
+            end(lambda: {pid} if self._holder() else set[int]())
         if self._holder_process:
             self._holder_process.wait()
         self._holder_file.unlink(missing_ok=True)
@@ -363,33 +378,9 @@ def _search_path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_DIRS}"
 
 
-def _run(argv: tuple[str, ...], stdin: str | None) -> runner.Completed:
-    """runner.run_process with the system's directories on the PATH, of what `argv` starts in turn too."""
-    return runner.run_process(("env", f"PATH={_search_path()}", *argv), stdin)
-
-
-def _end(find: Callable[[], set[int]]) -> None:
-    """End what `find` finds, by SIGTERM, then by SIGKILL; NatfError when something outlives that.
-
-    What enters the lab only now (`ip netns exec` on its way) is asked in its turn, not killed unasked.
-    """
-    asked: set[int] = set()
-    start = time.monotonic()
-    while pids := find():
-        _signal(pids - asked, signal.SIGTERM)
-        asked |= pids
-        waited = time.monotonic() - start
-        if waited > _TERM_GRACE + _KILL_GRACE:
-            raise NatfError(f"processes {sorted(pids)} of the lab do not end, not even by SIGKILL")
-        if waited > _TERM_GRACE:
-            _signal(pids, signal.SIGKILL)
-        time.sleep(_POLL)
-
-
-def _signal(pids: set[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def _run(argv: tuple[str, ...], stdin: str | None) -> Completed:
+    """run_process with the system's directories on the PATH, of what `argv` starts in turn too."""
+    return run_process(("env", f"PATH={_search_path()}", *argv), stdin)
 
 
 def _place(path: Path) -> tuple[int, int] | None:

@@ -6,8 +6,10 @@ Every server writes the line READY when it listens, then one line a request.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
+import select
 import shutil
 import socket
 import struct
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from natf_bsd.errors import NatfError
-from natf_bsd.lab.topology import Host, Service, ServiceKind, Zone
+from natf_bsd.lab.topology import DNS_PORT, Host, Service, Zone
 
 READY = "ready"
 
@@ -30,17 +32,21 @@ _BLOCK = 1 << 16
 MODULE = (sys.executable, "-m", "natf_bsd.lab.services")
 
 
-def command(service: Service, host: Host, zone: Zone, dnsmasq: str | None) -> tuple[list[str], str]:
-    """The process for `service` on `host`, and the text in its output that says it listens.
+Server = tuple[list[str], str]
+"""A server's process, and the text in its output that says it listens."""
 
-    `dnsmasq` is its path, if it is installed.
-    """
-    port = str(service.port)
-    if service.kind is not ServiceKind.DNS:
-        return [*MODULE, service.kind.value, "--name", host.name, "--port", port], READY
+
+def command(service: Service, host: Host) -> Server:
+    """The server for `service`, not DNS, on `host`."""
+    return [*MODULE, service.kind.value, "--name", host.name, "--port", str(service.port)], READY
+
+
+def dns_command(zone: Zone, addresses: Sequence[str], dnsmasq: str | None, port: int = DNS_PORT) -> Server:
+    """The DNS server for `zone` under some of its host's addresses. `dnsmasq` is its path, if it is installed."""
     if dnsmasq:
-        return dnsmasq_command(dnsmasq, zone, host.address, service.port), "started"
-    return [*MODULE, "dns", "--listen", host.address, "--port", port, *zone_arguments(zone)], READY
+        return dnsmasq_command(dnsmasq, zone, addresses, port), "started"
+    listen = [option for address in addresses for option in ("--listen", address)]
+    return [*MODULE, "dns", *listen, "--port", str(port), *zone_arguments(zone)], READY
 
 
 def find_dnsmasq() -> str | None:
@@ -48,7 +54,7 @@ def find_dnsmasq() -> str | None:
     return shutil.which("dnsmasq", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
-def dnsmasq_command(dnsmasq: str, zone: Zone, address: str, port: int) -> list[str]:
+def dnsmasq_command(dnsmasq: str, zone: Zone, addresses: Sequence[str], port: int) -> list[str]:
     """dnsmasq with `zone`, no upstream, no files of the system, in the foreground as the user we are."""
     # local: without it a query for another record type of the name would be refused for want of an upstream.
     domains = [
@@ -62,7 +68,7 @@ def dnsmasq_command(dnsmasq: str, zone: Zone, address: str, port: int) -> list[s
         "--no-hosts",
         "--log-queries",
         "--bind-interfaces",
-        f"--listen-address={address}",
+        *(f"--listen-address={address}" for address in addresses),
         f"--port={port}",
         f"--local-ttl={zone.ttl}",
         *domains,
@@ -173,15 +179,18 @@ def serve_udp_echo(name: str, port: int) -> None:
             server.sendto(f"{name}: ".encode() + data, client)
 
 
-def serve_dns(zone: Zone, address: str, port: int) -> None:
+def serve_dns(zone: Zone, addresses: Sequence[str], port: int) -> None:
     """The stand-in for dnsmasq: same zone, same answers, UDP only."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind((address, port))
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in addresses]
+        for server, address in zip(servers, addresses, strict=True):
+            server.bind((address, port))
         _say(READY)
         while True:
-            data, client = server.recvfrom(65535)
-            if (answer := dns_answer(data, zone)) is not None:
-                server.sendto(answer, client)
+            for server in select.select(servers, [], [])[0]:
+                data, client = server.recvfrom(65535)
+                if (answer := dns_answer(data, zone)) is not None:
+                    server.sendto(answer, client)
 
 
 def dns_answer(query: bytes, zone: Zone) -> bytes | None:
@@ -197,7 +206,7 @@ def dns_answer(query: bytes, zone: Zone) -> bytes | None:
     try:
         message = dns.message.from_wire(query)
         response = dns.message.make_response(message, recursion_available=True)
-    except dns.exception.DNSException:
+    except (dns.exception.DNSException, ValueError):  # ValueError: an opcode that dnspython 2.3 does not know
         return None
     if len(message.question) != 1:
         return None
@@ -287,7 +296,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         server.add_argument("--name", required=True)
         server.add_argument("--port", type=int, required=True)
     server = kinds.add_parser("dns")
-    server.add_argument("--listen", required=True)
+    server.add_argument("--listen", action="append", required=True)
     server.add_argument("--port", type=int, required=True)
     server.add_argument("--domain", action="append", default=[])
     server.add_argument("--host", action="append", default=[])

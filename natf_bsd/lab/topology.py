@@ -103,6 +103,10 @@ class Topology:
         """Each an Ethernet switch of its own, in order of first use."""
         return tuple(dict.fromkeys(interface.segment for host in self.hosts for interface in host.interfaces))
 
+    def ports(self, segment: str) -> list[tuple[Host, Interface]]:
+        """Who is on `segment`, with which interface."""
+        return [(host, port) for host in self.hosts for port in host.interfaces if port.segment == segment]
+
     def host(self, name: str) -> Host:
         """NatfError names those there are."""
         for host in self.hosts:
@@ -113,6 +117,7 @@ class Topology:
 
 HTTP_PORT = 80
 ECHO_PORT = 5000
+DNS_PORT = 53
 
 _SERVICES = (Service(ServiceKind.HTTP, HTTP_PORT), Service(ServiceKind.UDP_ECHO, ECHO_PORT))
 
@@ -122,21 +127,22 @@ def _public(name: str, last: int, services: tuple[Service, ...] = (), *, answers
     return Host(name, (address,), services=services, answers_echo=answers_echo)
 
 
-def _private(name: str, last: int) -> Host:
-    address = Interface("eth0", "private", f"192.168.0.{last}")
+def _private(name: str, last: int, segment: str = "private") -> Host:
+    address = Interface("eth0", segment, f"192.168.0.{last}")
     return Host(name, (address,), default_route="192.168.0.1", services=_SERVICES)
+
+
+def _home_router(name: str, last: int, segment: str, default_route: str | None = None) -> Host:
+    outside, inside = Interface("wan", "public", f"203.0.113.{last}"), Interface("lan", segment, "192.168.0.1")
+    return Host(name, (outside, inside), default_route, Nat(outside="wan", inside="lan"))
 
 
 FIGURE1 = Topology(
     hosts=(
         # Nobody has the address of the EN's gateway: nothing is beyond, and no packet to 240/4 must ever get there.
         Host("en", (Interface("eth0", "public", "203.0.113.10"),), default_route="203.0.113.254"),
-        Host(
-            "router",
-            (Interface("wan", "public", "203.0.113.1"), Interface("lan", "private", "192.168.0.1")),
-            nat=Nat(outside="wan", inside="lan"),
-        ),
-        _public("dns", 53, (Service(ServiceKind.DNS, 53),)),
+        _home_router("router", 1, "private"),
+        _public("dns", 53, (Service(ServiceKind.DNS, DNS_PORT),)),
         _public("plain", 80, _SERVICES),
         _public("silent", 81, _SERVICES, answers_echo=False),
         _private("alice", 2),
@@ -158,3 +164,17 @@ FIGURE1 = Topology(
 `plain` and `silent` are under home domains of the EN but are no NAT-f routers; `silent` does not even answer an echo
 request. www.elsewhere.example.net is under none.
 """
+
+FIGURE3 = Topology(
+    hosts=(
+        # Both homes' routers also call: packets to 240/4 need a route, but nobody may get them.
+        _home_router("router", 1, "private", "203.0.113.254"),
+        _home_router("router2", 2, "private2", "203.0.113.254"),
+        _public("dns", 53, (Service(ServiceKind.DNS, DNS_PORT),)),
+        _private("alice", 2),
+        _private("carol", 2, "private2"),
+    ),
+    zone=Zone(domains={"home.example.net": "203.0.113.1", "home2.example.net": "203.0.113.2"}),
+    nameserver="203.0.113.53",
+)
+"""The paper's figure 3: two homes with the same private addresses."""

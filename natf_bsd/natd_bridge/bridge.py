@@ -35,6 +35,12 @@ class NatBridge(Protocol):
     def lifetime(self, protocol: int) -> int:
         """Seconds an unused mapping of an established flow is good for, as announced to external nodes."""
 
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do (monotonic seconds), None if never."""
+
+    def tick(self, now: float) -> None:
+        """What the NAT needs from time to time to work as it should."""
+
     def close(self) -> None:
         """Let go of the NAT; its mappings stay. Idempotent."""
 

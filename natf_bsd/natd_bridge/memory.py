@@ -277,6 +277,12 @@ class MemoryBridge:
         timeouts = self._nat.timeouts
         return int(timeouts.tcp_connected if protocol == Protocol.TCP else timeouts.udp)
 
+    def next_deadline(self) -> float | None:
+        return None
+
+    def tick(self, now: float) -> None:
+        return
+
     def close(self) -> None:
         self._waiting.clear()
 

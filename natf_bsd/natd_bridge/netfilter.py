@@ -43,7 +43,7 @@ _LIFETIMES: Final = {
 _OPEN_ERRORS: Final = {
     errno.ENOENT: "the kernel has no TUN device: load the module tun",
     errno.ENODEV: "the kernel has no TUN device: load the module tun",
-    errno.EACCES: "not permitted: root or CAP_NET_ADMIN is needed",
+    errno.EACCES: "this user may not open it (root may; udev gives it mode 0666)",
     errno.EPERM: "not permitted: root or CAP_NET_ADMIN is needed",
     errno.EBUSY: "another process holds the device",
     errno.EINVAL: "an interface of this name exists and is no TUN, or the name is not valid",
@@ -105,6 +105,12 @@ class NetfilterBridge:
             announced, settings = _LIFETIMES[protocol]
             self._lifetimes[protocol] = min(announced, *(_setting(*setting) for setting in settings.items()))
         return self._lifetimes[protocol]
+
+    def next_deadline(self) -> float | None:
+        return None
+
+    def tick(self, now: float) -> None:
+        return
 
     def close(self) -> None:
         if self._descriptor >= 0:

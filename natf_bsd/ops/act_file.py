@@ -48,7 +48,12 @@ class ActFile:
 def load(path: Path | str) -> AccessTable:
     """The table in the file at `path`. NatfError when it can't be read, ConfigError when it is not an ACT."""
     with _opened(Path(path)) as descriptor:
-        return parse(_read(descriptor, path), path)
+        text = _read(descriptor, path)
+    if text and not text.endswith("\n"):
+        # Half written, or cut off by a full disk. What is missing may be the ports: none would mean all of them.
+        last = text.count("\n") + 1
+        raise ConfigError(path, last, "found the end of the file in mid-line, expected a newline at the end")
+    return parse(text, path)
 
 
 def edit(path: Path | str, function: Callable[[str], str]) -> AccessTable:

@@ -1,12 +1,19 @@
-"""The outer interface and its address, asked of the kernel (Linux: rtnetlink through pyroute2)."""
+"""The outer interface and its address, asked of the kernel (Linux: rtnetlink through pyroute2; FreeBSD: route(8) and
+ifconfig(8))."""
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 
 from natf_bsd.errors import NatfError
+from natf_bsd.ops.process import Run, run_process
 from natf_bsd.types import Address, format_address, parse_address
+
+_INET = re.compile(r"^\s+inet (\S+)(?: --> \S+)? netmask", re.MULTILINE)
+_MAIN_TABLE = 254  # linux/rtnetlink.h, RT_TABLE_MAIN
+_NO_ROUTE = "no IPv4 default route; name the outer interface (interface = in the configuration)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,14 @@ class Interface:
 
 def outer_interface(wanted: str | None) -> Interface:
     """The interface `wanted`, else the default route's, with its first global IPv4 address; NatfError without."""
-    if not sys.platform.startswith("linux"):
-        raise NatfError(f"interfaces of {sys.platform} cannot be read yet; this version runs on Linux")
+    if sys.platform.startswith("linux"):
+        return _outer_on_linux(wanted)
+    if sys.platform.startswith("freebsd"):
+        return outer_on_freebsd(wanted)
+    raise NatfError(f"interfaces of {sys.platform} cannot be read: natf runs on FreeBSD and Linux")
+
+
+def _outer_on_linux(wanted: str | None) -> Interface:
     # Imported here: it takes longer than the rest of the program together, and only a starting daemon needs it.
     try:
         from pyroute2 import IPRoute
@@ -32,21 +45,49 @@ def outer_interface(wanted: str | None) -> Interface:
 
     with IPRoute() as routes:
         if wanted is None:
-            wanted = _default_interface(routes)
+            wanted = _default_on_linux(routes)
         index = next(iter(routes.link_lookup(ifname=wanted)), None)
         if index is None:
-            raise NatfError(
-                f"there is no interface {wanted}; expected the outer one (interface = in the configuration)"
-            )
+            raise _missing(wanted)
         for message in routes.get_addr(family=2, index=index):
             if message.get("scope") == 0 and (text := message.get_attr("IFA_LOCAL")):
                 return Interface(wanted, parse_address(text))
-    raise NatfError(f"{wanted} has no IPv4 address; expected the public one")
+    raise _without_address(wanted)
 
 
-def _default_interface(routes: object) -> str:
+def _default_on_linux(routes: object) -> str:
+    # pyroute2 gives the routes of every table: those of VPNs, of second lines, and the one of our own TUN device.
     for route in routes.get_default_routes(family=2):  # type: ignore[attr-defined]
-        if index := route.get_attr("RTA_OIF"):
+        if route.get_attr("RTA_TABLE") == _MAIN_TABLE and (index := route.get_attr("RTA_OIF")):
             name = routes.get_links(index)[0].get_attr("IFLA_IFNAME")  # type: ignore[attr-defined]
             return str(name)
-    raise NatfError("no IPv4 default route; name the outer interface (interface = in the configuration)")
+    raise NatfError(_NO_ROUTE)
+
+
+def outer_on_freebsd(wanted: str | None, run: Run = run_process) -> Interface:
+    """`outer_interface` of FreeBSD. ifconfig(8) lists an interface's addresses first to last as the kernel does."""
+    name = wanted or route_to("default", run).get("interface")
+    if name is None:
+        raise NatfError(_NO_ROUTE)
+    done = run(("ifconfig", name), None)
+    if done.status:
+        raise _missing(name)
+    for text in _INET.findall(done.stdout):
+        return Interface(name, parse_address(text))
+    raise _without_address(name)
+
+
+def route_to(destination: str, run: Run = run_process) -> dict[str, str]:
+    """What route(8) of FreeBSD says of the way to `destination` ("interface", "gateway", ...); empty if there is
+    none."""
+    done = run(("route", "-n", "get", destination), None)
+    pairs = (line.partition(":") for line in done.stdout.splitlines()) if done.status == 0 else ()
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon and value.strip()}
+
+
+def _missing(name: str) -> NatfError:
+    return NatfError(f"there is no interface {name}; expected the outer one (interface = in the configuration)")
+
+
+def _without_address(name: str) -> NatfError:
+    return NatfError(f"{name} has no IPv4 address; expected the public one")

@@ -8,6 +8,7 @@ one and renamed over it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -35,11 +36,20 @@ class Journal:
         try:
             make_private_directory(path.parent)
             self._read()
-            self._compact()
+            self._start_anew()
         except OSError as error:
             raise NatfError(
                 f"{path}: {error.strerror}; expected a place to keep names and flows over a restart"
             ) from None
+
+    def _start_anew(self) -> None:
+        """A full disk is no reason not to start: what is there was read, and `flush` tries again."""
+        try:
+            self._compact()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._overdue = True
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._living.values()]

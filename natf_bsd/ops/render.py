@@ -24,6 +24,8 @@ def render(status: dict[str, Any], console: Console | None = None) -> None:
         console.print(names_table(status))
         console.print(flows_table(status))
         console.print(routers_table(status))
+        for refusal in status["heard"]:
+            console.print(f"refused: {refusal}", markup=False)
     else:
         console.print(act_table(status))
     console.print(counters_table(status))

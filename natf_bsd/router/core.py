@@ -2,7 +2,7 @@
 
 A request is read, its sender proves its address if asked to, the access control table is looked at, a pseudo-packet
 is written to the NAT (`WritePseudo`), and what the NAT made of it (`handle_captured`) is the answer. No state is kept
-for a stranger but the request at the NAT.
+for a stranger but the request at the NAT and, until it is whole again, its share of mappings a second (`rates`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Asked:
     echo: icmp.Echo
     transaction: bytes
     key_id: bytes | None = None
+    proven: bool = False
+    """It has shown by key or cookie that it is at its address: not to be confused with who speaks in its name."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +93,11 @@ class RouterCore:
     def pending(self) -> int:
         return len(self._pending)
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """What full tables did not take."""
+        return {"pending": self._pending.refused, "sources": self._rates.refused}
+
     def handle_request(self, packet: Packet, now: float) -> list[Effect]:
         """An echo request to this router: a NAT-f request is answered, an ordinary ping handed back to the kernel."""
         self.counters.add("request.received")
@@ -127,6 +134,7 @@ class RouterCore:
         epoch_ms = auth.epoch_ms(now, self.epoch_offset)
         try:
             asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
+            asked.proven = True
             return None
         except AuthError as error:
             if not error.missing:
@@ -134,10 +142,12 @@ class RouterCore:
             if self._config.require_key:
                 return self._refuse(asked, message.Status.KEY_REQUIRED)
         busy = self._load.note(now)
-        if self._config.cookies == "never" or (self._config.cookies == "load" and not busy):
+        asked.proven = bool(request.cookie) and self._jar.check(request.cookie, asked.source, request.transaction, now)
+        if asked.proven or self._config.cookies == "never" or (self._config.cookies == "load" and not busy):
             return None
-        if self._jar.check(request.cookie, asked.source, request.transaction, now):
-            return None
+        return self._challenge(asked, request, now)
+
+    def _challenge(self, asked: Asked, request: message.Request, now: float) -> list[Effect]:
         if request.cookie:
             self.counters.add("cookie.bad")
         self.counters.add("request.answered.challenge")
@@ -159,7 +169,10 @@ class RouterCore:
             return self._refuse(asked, message.Status.NO_SUCH_HOST, "", now)
         if entry is None or not entry.permits(flow.protocol, flow.destination.port):
             return self._refuse(asked, message.Status.DENIED, "", now)
-        if not self._rates.take(asked.source, now):
+        # Who has proved its address has a share that nobody who only claims it can use up.
+        if not self._rates.take((asked.source, asked.proven), now):
+            if not asked.proven and self._config.cookies != "never":
+                return self._challenge(asked, request, now)
             self.counters.add("source.over_rate")
             return self._refuse(asked, message.Status.OUT_OF_RESOURCES, "too many requests", now)
         inside = Flow(flow.protocol, flow.destination._replace(address=entry.address), flow.source)

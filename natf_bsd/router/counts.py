@@ -14,7 +14,7 @@ COUNTERS: dict[str, str] = {
     "request.answered.denied": "answered: denied (by the ACT, or no entry in it)",
     "request.answered.no_such_host": "answered: no such host (only with tell_unknown)",
     "request.answered.unsupported": "answered: protocol version, protocol, or an external node behind another NAT",
-    "request.answered.out_of_resources": "answered: too many requests at the NAT (what fails there is mapping.failed)",
+    "request.answered.out_of_resources": "answered: too many requests at the NAT, or of one source (source.over_rate)",
     "request.answered.malformed": "answered: malformed",
     "request.answered.key_required": "answered: key required",
     "request.answered.bad_key": "answered: bad key",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.expiring import Table
-from natf_bsd.types import Address
 
 BURST_SECONDS = 5
 """A source may save up this many seconds of its rate: a browser opens a page's connections all at once."""
 
-MAXIMUM_SOURCES = 65536
+MAXIMUM_SOURCES = 65536  # about 600 bytes each
 
 
 class Load:
@@ -38,7 +38,7 @@ class Load:
 class _Bucket:
     """What a source has left (token bucket). It is full again, and so forgotten, at `deadline`."""
 
-    source: Address
+    source: Hashable
     tokens: float
     noted: float
     deadline: float
@@ -56,7 +56,12 @@ class SourceRates:
         self._burst = rate * BURST_SECONDS
         self._table: Table[_Bucket] = Table(maximum, {"source": lambda bucket: bucket.source})
 
-    def take(self, source: Address, now: float) -> bool:
+    @property
+    def refused(self) -> int:
+        """Requests let through uncounted, because a full table did not take their source."""
+        return self._table.refused
+
+    def take(self, source: Hashable, now: float) -> bool:
         """Whether `source` may have one more now."""
         if not self._rate:
             return True
@@ -77,7 +82,7 @@ class SourceRates:
     def next_deadline(self) -> float | None:
         return self._table.next_deadline()
 
-    def _open(self, source: Address, now: float) -> bool:
+    def _open(self, source: Hashable, now: float) -> bool:
         try:
             self._table.insert(_Bucket(source, self._burst - 1.0, now, now + 1 / self._rate))
         except TableFull:

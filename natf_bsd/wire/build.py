@@ -16,6 +16,7 @@ _TCP = struct.Struct("!HHIIBBHHH")
 _UDP = struct.Struct("!HHHH")
 _DONT_FRAGMENT = 0x4000
 _UNREACHABLE = 3
+_TIME_EXCEEDED = 11
 # RFC 1812 4.3.2.3: an error quotes as much as fits without its datagram getting longer than 576 bytes.
 _ERROR_SIZE = 576
 
@@ -124,7 +125,15 @@ def unreachable_for(data: bytes | bytearray, *, code: int, source: Address, mtu:
     `mtu` goes with code 4, fragmentation needed (RFC 1191 section 4; 0: unknown, the sender guesses).
     Whoever calls sees to RFC 1122 3.2.2: no error about an ICMP error or a fragment that is not the first.
     """
+    return _error_for(data, _UNREACHABLE, code, source, mtu)
+
+
+def time_exceeded_for(data: bytes | bytearray, *, source: Address) -> bytearray:
+    """ICMP time exceeded in transit (RFC 792) about packet `data`; else as `unreachable_for`."""
+    return _error_for(data, _TIME_EXCEEDED, 0, source, 0)
+
+
+def _error_for(data: bytes | bytearray, kind: int, code: int, source: Address, rest: int) -> bytearray:
     quote = bytes(data[: _ERROR_SIZE - _IPV4.size - 8])
-    value = checksum(struct.pack("!BBHI", _UNREACHABLE, code, 0, mtu) + quote)
-    message = struct.pack("!BBHI", _UNREACHABLE, code, value, mtu) + quote
-    return ipv4(Protocol.ICMP, source, packet.source(data), message)
+    value = checksum(struct.pack("!BBHI", kind, code, 0, rest) + quote)
+    return ipv4(Protocol.ICMP, source, packet.source(data), struct.pack("!BBHI", kind, code, value, rest) + quote)

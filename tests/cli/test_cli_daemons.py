@@ -8,20 +8,27 @@ import sys
 import pytest
 
 from natf_bsd import __version__
+from natf_bsd.config import RouterConfig
 from natf_bsd.errors import CommandFailed, NatfError
-from natf_bsd.firewall import plan, runner
+from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.keys import load_key
 from natf_bsd.ops import interfaces, runtime
 from natf_bsd.ops.interfaces import Interface
+from natf_bsd.ops.process import Completed
 from natf_bsd.ops.runtime import RoleLock
+from natf_bsd.platforms.linux import Linux, LinuxEn
 
 COMMANDS = [
     [],
     ["en"],
     ["en", "run"],
+    ["en", "check"],
+    ["en", "reload"],
     ["router"],
     ["router", "run"],
+    ["router", "check"],
+    ["router", "reload"],
     ["act"],
     ["act", "list"],
     ["act", "add"],
@@ -37,6 +44,7 @@ COMMANDS = [
     ["lab", "exec"],
     ["lab", "status"],
     ["demo"],
+    ["doctor"],
 ]
 
 
@@ -61,7 +69,7 @@ def nothing_runs(monkeypatch):
 
 @pytest.fixture
 def root(monkeypatch):
-    monkeypatch.setattr(runtime.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(runtime, "need_root", lambda what: None)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -74,7 +82,7 @@ def test_every_command_explains_itself(host, command, option):
 
 def test_the_list_of_commands_is_complete(host):
     text = host.good("--help")
-    for command in ("act", "cleanup", "demo", "en", "key", "lab", "router", "status"):
+    for command in ("act", "cleanup", "demo", "doctor", "en", "key", "lab", "router", "status"):
         assert re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE)
 
 
@@ -169,6 +177,27 @@ def test_a_dry_run_without_an_interface_says_so(host, monkeypatch, role):
 
 
 @pytest.mark.parametrize("role", ["en", "router"])
+def test_a_check_says_all_that_stands_in_the_way(host, outer, root, monkeypatch, role):
+    (host.folder / "natf.act").touch()
+    checked = []
+    monkeypatch.setattr(runner, "check", lambda checks: checked.extend(checks) or ["no rules", "no forwarding"])
+    assert host.refused(role, "check") == "no rules; no forwarding"
+    assert checked, "the probes of the plan"
+    monkeypatch.setattr(runner, "check", lambda checks: [])
+    assert host.good(role, "check") == f"{role}: nothing stands in the way\n"
+
+
+def test_a_check_of_the_router_reads_its_access_control_table(host, outer, root, nothing_runs):
+    host.act.write_text("alice 192.168.0.2 maybe\n")
+    assert host.refused("router", "check").startswith(f"{host.act}:1: ")
+
+
+@pytest.mark.parametrize("role", ["en", "router"])
+def test_a_reload_without_a_daemon_says_so(host, role):
+    assert host.refused(role, "reload").startswith(f"no daemon is running at {host.run_dir}/{role}.sock")
+
+
+@pytest.mark.parametrize("role", ["en", "router"])
 def test_a_daemon_needs_its_section(host, role):
     host.config.write_text("")
     message = host.refused(role, "run")
@@ -213,22 +242,33 @@ def test_cleanup_undoes_both_roles_while_no_daemon_can_start(host, root, monkeyp
     ran = []
 
     def run_process(argv, stdin):
-        ran.append(argv)
         assert [RoleLock.holder(host.run_dir, role) for role in ("en", "router")] == [os.getpid()] * 2
-        return runner.Completed(0, "", "")
+        if argv in ran:
+            return Completed(1, "", "there is no other")
+        ran.append(argv)
+        return Completed(0, "", "")
 
     undo = runner.undo
     monkeypatch.setattr(runner, "undo", lambda commands: undo(commands, run_process))
     assert host.good("cleanup") == "rules, routes and kernel settings of natf are removed\n"
-    expected = plan.undo_all(plan.RouterConfig(route_table=99))
-    assert ran == [command.argv for command in expected]
+    expected = [Linux().remains(role, RouterConfig(route_table=99)).undo for role in ("en", "router")]
+    assert ran == [command.argv for undo in expected for command in undo]
     assert ("ip", "-4", "route", "flush", "table", "99", "proto", "78") in ran
     assert sorted(path.name for path in host.run_dir.iterdir()) == ["en.lock", "router.lock"]
 
 
+def test_cleanup_of_one_role_leaves_a_living_daemon_of_the_other_alone(host, root, monkeypatch):
+    ran = []
+    monkeypatch.setattr(runner, "undo", lambda commands: ran.extend(commands) or [])
+    with RoleLock(host.run_dir, "router"):
+        assert host.good("cleanup", "en") == "rules, routes and kernel settings of natf en are removed\n"
+    assert ran == Linux().remains("en", RouterConfig()).undo
+
+
 def test_cleanup_names_what_it_could_not_remove_and_goes_on(host, root, monkeypatch):
     failure = CommandFailed(("iptables", "-X"), 4, "Another app is holding the lock\n")
-    monkeypatch.setattr(runner, "undo", lambda commands: [failure])
+    of_the_router = Linux().remains("router", RouterConfig()).undo
+    monkeypatch.setattr(runner, "undo", lambda commands: [failure] if commands == of_the_router else [])
     (host.run_dir / "en.sysctl").write_text("not json")
     (host.run_dir / "router.sock").touch()
     result = host.natf("cleanup")
@@ -269,10 +309,10 @@ def test_a_place_without_room_for_a_key_is_named(host):
 
 
 def test_a_failed_command_is_told_in_one_line(host, outer, monkeypatch):
-    def en(settings, interface):
+    def plan(side, interface):
         raise CommandFailed(("iptables-restore", "--test"), 2, "line 3 failed\ntry --help\n")
 
-    monkeypatch.setattr(plan, "en", en)
+    monkeypatch.setattr(LinuxEn, "plan", plan)
     assert host.refused("en", "run", "--dry-run") == (
         "iptables-restore --test: exit status 2: line 3 failed; try --help"
     )

@@ -195,6 +195,7 @@ def test_a_direct_flow_is_marked(en_status):
 
 def test_empty_tables_are_shown_empty():
     empty = {"names": [], "names_total": 0, "flows": [], "flows_total": 0, "routers": [], "counters": {}, "handles": {}}
+    empty["heard"] = []
     refused = {"refused": {"names": 0, "flows": 0}}
     text = rendered({"role": "en", "process": 1, "interface": "eth0 203.0.113.10"} | empty | refused, 100)
     assert "NRT, names (0)" in text

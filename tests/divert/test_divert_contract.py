@@ -307,6 +307,7 @@ def test_divert_sockets_keep_the_contract(clause: Contract) -> None:
 
 
 @pytest.mark.lab
+@spaces.LINUX
 @pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported()))
 def test_nfqueue_keeps_the_contract(clause: Contract) -> None:
     spaces.isolated(lambda: clause(NfqueueRig()))()

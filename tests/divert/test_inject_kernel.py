@@ -20,6 +20,7 @@ from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,
+    spaces.LINUX,
     pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported())),
 ]
 
@@ -141,7 +142,7 @@ def test_what_the_network_refuses_is_counted_and_not_raised() -> None:
     space.run("iptables -A OUTPUT -j DROP")
     injector.send(packet_to_nowhere)
     assert injector.counters == {
-        "sent": 1, "not_permitted": 1, "unreachable": 1, "no_buffers": 0, "too_big": 1, "invalid": 0,
+        "sent": 1, "not_permitted": 1, "unreachable": 1, "no_buffers": 0, "too_big": 1, "invalid": 0, "other": 0,
     }  # fmt: skip
 
 
@@ -199,3 +200,28 @@ def test_without_privilege_the_error_names_what_is_needed() -> None:
     for make in Injector, ControlSocket:
         with pytest.raises(NatfError, match="CAP_NET_RAW"):
             make()
+
+
+class DeviceSocket:
+    """A raw socket whose packets go to a device that refuses them, as a driver's transmit function may."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def sendto(self, data: bytes, address: tuple[str, int]) -> int:
+        raise OSError(self.number, "from the driver")
+
+
+@spaces.isolated
+def test_whatever_a_device_answers_is_counted() -> None:
+    """A stranger chooses the destination of our answer, and so the device: WireGuard says ENOKEY to an address of no
+    peer, EDESTADDRREQ of a peer that has not spoken yet."""
+    injector, control = Injector(), ControlSocket()
+    for number in errno.ENOKEY, errno.EDESTADDRREQ, errno.EPROTONOSUPPORT:
+        injector._socket = control._socket = DeviceSocket(number)
+        injector.send(build.udp(Endpoint(EN, 1), Endpoint(ROUTER, 2)))
+        control.send(ROUTER, bytes(8))
+    assert injector.counters["other"] == control.counters["other"] == 3
+    injector._socket = DeviceSocket(errno.EBADF)
+    with pytest.raises(OSError, match="driver"):
+        injector.send(build.udp(Endpoint(EN, 1), Endpoint(ROUTER, 2)))

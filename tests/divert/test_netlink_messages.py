@@ -57,6 +57,7 @@ def test_an_error_message_is_told_from_other_datagrams(data: str, expected: int 
 
 
 @lab
+@spaces.LINUX
 @needs_lab
 @spaces.isolated
 def test_what_the_kernel_refuses_is_raised_with_its_errno_and_the_socket_stays_usable() -> None:

@@ -28,6 +28,7 @@ from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,
+    spaces.LINUX,
     pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported())),
 ]
 

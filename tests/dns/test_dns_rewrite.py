@@ -334,6 +334,9 @@ EVIL = "evil.example.org."
         f"{EVIL} 300 A {V1}",
         f"cdn.example.org. 300 A {V1}",
         f"{EVIL} 300 AAAA ::ffff:{V1}",
+        f"{EVIL} 300 HTTPS 1 . ipv4hint={V1}",
+        f'{EVIL} 300 HTTPS 1 . alpn=h2 ipv4hint="192.0.2.1,{V1}"',
+        f"{EVIL} 300 SVCB 1 . ipv6hint=::ffff:{V1}",
     ],
 )
 @pytest.mark.parametrize("local", [False, True])

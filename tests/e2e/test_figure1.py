@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from natf_bsd.en.negotiation import GIVE_UP_AFTER
+from natf_bsd.errors import NatfError
 from natf_bsd.lab.capture import CapturedPacket
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.ops import control
 from natf_bsd.types import Protocol, parse_address
 from natf_bsd.wire import packet
+from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
@@ -56,10 +59,6 @@ def connect(lab: Figure1Lab, name: str) -> tuple[str, float]:
     """What connect() to port 80 of `name` said, and after how many seconds."""
     word, seconds = lab.exec("en", ["python3", "-c", CONNECT, name]).stdout.split()
     return word, float(seconds)
-
-
-def resolve(lab: Figure1Lab, name: str) -> str:
-    return lab.exec("en", ["getent", "ahostsv4", name]).stdout.split()[0]
 
 
 def status(lab: Figure1Lab, role: str) -> dict[str, Any]:
@@ -149,12 +148,8 @@ def test_a_silent_router_is_reached_itself_where_the_user_wants_that(natf: Figur
 
 
 def test_a_router_whose_icmp_is_filtered_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
-    rule = ["PREROUTING", "-i", "wan", "-p", "icmp", "-j", "DROP"]
-    natf.exec("router", ["iptables", "-t", "raw", "-I", *rule], check=True)
-    try:
+    with HERE.without_icmp(natf):
         word, seconds = connect(natf, "alice.home.example.net")
-    finally:
-        natf.exec("router", ["iptables", "-t", "raw", "-D", *rule], check=True)
     assert word == "EHOSTUNREACH"
     assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
     assert connect(natf, "alice.home.example.net")[0] == "connected", "and works again once the filter is gone"
@@ -182,6 +177,13 @@ def test_a_table_that_is_removed_denies_everybody(natf: Figure1Lab) -> None:
     natf.act.write_text(table)
     natf.wait_until(lambda: "3 hosts in force" in natf.router.output(), natf.router)
     assert connect(natf, "bob.home.example.net")[0] == "connected"
+
+
+def test_a_table_that_is_gone_when_the_router_is_told_denies_everybody_too(natf: Figure1Lab) -> None:
+    natf.act.unlink()
+    with pytest.raises(NatfError, match="is gone; every request is denied"):
+        control.ask(natf.run_dir / "router" / "router.sock", "reload")
+    assert connect(natf, "alice.home.example.net")[0] == "ECONNREFUSED"
 
 
 def test_a_table_with_a_fault_leaves_the_one_in_force(natf: Figure1Lab) -> None:
@@ -294,6 +296,7 @@ import socket
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import build
 s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+s.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 for source in ("{virtual}", "203.0.113.80"):
     there = Endpoint(parse_address("203.0.113.10"), 7777)
     s.sendto(build.udp(Endpoint(parse_address(source), 9), there, source.encode()[:3]), ("203.0.113.10", 0))

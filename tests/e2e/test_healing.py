@@ -4,8 +4,6 @@ last, or is refused."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +11,14 @@ from dataclasses import replace
 import pytest
 
 from natf_bsd.firewall.guard import INTERVAL
-from natf_bsd.lab import services
 from natf_bsd.lab.figure1 import Figure1Lab
-from natf_bsd.lab.topology import ServiceKind, Zone
+from natf_bsd.lab.topology import Zone
+from tests.lab_platform import HERE
 
 pytestmark = pytest.mark.lab
 
 SOME = 5.0  # s; for a repair and its look, on a busy machine
-TABLES = ("filter", "mangle", "nat", "raw")
+needs_tun = pytest.mark.linux("only its router has a TUN device")
 
 
 def page(lab: Figure1Lab) -> str:
@@ -40,52 +38,40 @@ def wait_for_healing(lab: Figure1Lab, *roles: str, limit: float = INTERVAL + SOM
         assert "set up again" in process.output()
 
 
-def ip(lab: Figure1Lab, command: str) -> None:
-    lab.exec("router", ["ip", *command.split()], check=True)
-
-
-def reload_firewall(lab: Figure1Lab, host: str) -> None:
-    """As a site does it: everything goes, and its own rules come back."""
-    saved = lab.exec(host, ["iptables-save"], check=True).stdout
-    own = "".join(f"{line}\n" for line in saved.splitlines() if "NATF-" not in line)
-    for table in TABLES:
-        for option in "-F", "-X":
-            lab.exec(host, ["iptables", "-t", table, option], check=True)
-    lab.exec(host, ["iptables-restore"], input=own, check=True)
-    assert "NATF-" not in lab.exec(host, ["iptables-save"], check=True).stdout
-
-
 def test_a_firewall_that_was_reloaded_on_both_hosts_is_made_whole_again(natf: Figure1Lab) -> None:
     assert "alice's page" in page(natf)
-    before = {host: natf.exec(host, ["iptables-save"], check=True).stdout.count("NATF-") for host in ("en", "router")}
+    before = {host: len(HERE.own_rules(natf, host)) for host in ("en", "router")}
     for host in before:
-        reload_firewall(natf, host)
+        HERE.reload_firewall(natf, host)
+        assert HERE.own_rules(natf, host) == []
     wait_for_healing(natf, "en", "router")
-    after = {host: natf.exec(host, ["iptables-save"], check=True).stdout.count("NATF-") for host in before}
+    after = {host: len(HERE.own_rules(natf, host)) for host in before}
     assert after == before
     assert "alice's page" in page(natf)
     assert "healed 1" in natf.natf("router", "status").stdout
 
 
+@needs_tun
 @pytest.mark.parametrize("commands", [["link set natf0 down"], ["link set natf0 down", "link set natf0 up"]])
 def test_a_tun_device_that_went_down_is_brought_back_at_the_first_request(
     natf: Figure1Lab, commands: list[str]
 ) -> None:
     assert "alice's page" in page(natf)
     for command in commands:
-        ip(natf, command)
+        natf.exec("router", ["ip", *command.split()], check=True)
     page(natf)  # fails, and is the alarm
     wait_for_healing(natf, "router", limit=SOME)
     assert "alice's page" in page(natf)
 
 
+@needs_tun
 def test_a_tun_device_that_was_removed_ends_the_router_with_a_word(natf: Figure1Lab) -> None:
     assert natf.router is not None
-    ip(natf, "link del natf0")
+    natf.exec("router", ["ip", "link", "del", "natf0"], check=True)
     assert natf.router.wait(SOME) == 1
     assert "natf0 was removed" in natf.router.output()
     assert "Traceback" not in natf.router.output()
-    assert "NATF-" not in natf.exec("router", ["iptables-save"]).stdout
+    assert HERE.own_rules(natf, "router") == []
 
 
 @contextmanager
@@ -101,16 +87,8 @@ def moved(lab: Figure1Lab, old: str, new: str) -> Iterator[None]:
 
 
 def _move(lab: Figure1Lab, old: str, new: str, zone: Zone) -> None:
-    ip(lab, f"address del {old}/24 dev wan")
-    ip(lab, f"address add {new}/24 dev wan")
-    for host in lab.status().hosts:
-        for process in host.processes if host.name == "dns" else ():
-            os.kill(process.pid, signal.SIGKILL)
-    dns = lab.topology.host("dns")
-    [service] = [service for service in dns.services if service.kind == ServiceKind.DNS]
-    argv, ready = services.command(service, dns, zone, services.find_dnsmasq())
-    server = lab.spawn("dns", argv, name="dns-moved")
-    lab.wait_until(lambda: ready in server.output(), server)
+    HERE.readdress(lab, old, new)
+    lab.serve_names(zone)
 
 
 def test_a_router_with_a_new_public_address_serves_it(natf: Figure1Lab) -> None:
@@ -131,14 +109,9 @@ def test_cleanup_with_another_run_dir_leaves_a_living_daemon_alone(natf: Figure1
     assert "alice's page" in page(natf)
 
 
-@pytest.mark.parametrize(
-    ("role", "own"),
-    [("en", {"dns_queue": 1, "out_queue": 2, "in_queue": 3}), ("router", {"control_queue": 1, "tun": "natf1"})],
-)
-def test_a_second_daemon_with_another_run_dir_leaves_the_first_alone(
-    natf: Figure1Lab, role: str, own: dict[str, object]
-) -> None:
-    natf.configure(role, run_dir=str(natf.run_dir / "elsewhere"), **own)
+@pytest.mark.parametrize("role", ["en", "router"])
+def test_a_second_daemon_with_another_run_dir_leaves_the_first_alone(natf: Figure1Lab, role: str) -> None:
+    natf.configure(role, run_dir=str(natf.run_dir / "elsewhere"), **HERE.other_queues[role])
     done = natf.natf(role, role, "run")
     assert done.returncode == 1
     assert f"natf {role} is running with another run_dir (process {getattr(natf, role).pid} holds" in done.stderr

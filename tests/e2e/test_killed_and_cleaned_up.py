@@ -3,7 +3,7 @@ behind."""
 
 from __future__ import annotations
 
-import re
+import json
 import signal
 import subprocess
 
@@ -14,6 +14,7 @@ from natf_bsd.lab.demo import digest
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.wire import packet
+from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
@@ -24,10 +25,6 @@ for line in sys.stdin:
     connection.request("GET", "/")
     print(connection.sock.getsockname()[1], connection.getresponse().read().split()[2].decode(), flush=True)
 """
-
-_OF_THE_KERNEL = re.compile(
-    r"nf_conntrack_count|\.route\.|random|nf_log|fib_notify|tcp_mem|udp_mem|\.neigh\.|ipfrag_time"
-)
 
 
 class Talk:
@@ -58,26 +55,6 @@ def connect(lab: Figure1Lab) -> subprocess.CompletedProcess[str]:
     return lab.exec("en", ["curl", "-sS", "--max-time", "10", "http://alice.home.example.net/"])
 
 
-def host_state(lab: Figure1Lab, host: str) -> dict[str, list[str]]:
-    """Everything a daemon of ours touches on a host: rules, routes, devices, kernel settings."""
-
-    def lines(*argv: str) -> list[str]:
-        return lab.exec(host, list(argv), check=True).stdout.splitlines()
-
-    rules = [line for line in lines("iptables-save") if line.startswith(("-A", ":NATF"))]
-    return {
-        "iptables": rules,
-        "ip rule": lines("ip", "rule"),
-        "ip route": lines("ip", "route", "show", "table", "all"),
-        "ip link": [line.split()[0] for line in lines("ip", "-br", "link")],
-        "sysctl": [
-            line
-            for line in lines("sysctl", "-a", "--ignore")
-            if line.startswith("net.") and not _OF_THE_KERNEL.search(line)
-        ],
-    }
-
-
 def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
     """What came (+) and went (-), for the message of a failing comparison."""
     return [
@@ -89,18 +66,23 @@ def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> li
     ]
 
 
-def settings_of(state: dict[str, list[str]]) -> list[str]:
-    return [line for line in state["sysctl"] if "be_liberal" in line]
+def mapped(lab: Figure1Lab, port: str) -> str:
+    """G2:m of the connection with this local port."""
+    flows = json.loads(lab.natf("en", "status", "--json").stdout)["en"]["flows"]
+    [found] = [flow["mapped"] for flow in flows if flow["source"].endswith(f":{port}")]
+    return str(found)
 
 
 @pytest.mark.parametrize("role", ["en", "router"])
 def test_an_open_connection_outlives_a_kill_and_new_ones_work(natf: Figure1Lab, role: str) -> None:
     talk = Talk(natf)
     before = talk.request()
+    mapping = mapped(natf, before[0])
     kill(getattr(natf, role))
     getattr(natf, f"start_{role}")()
-    assert talk.request() == before, "the same connection, by the same mapping"
+    assert talk.request() == before, "the same connection"
     assert "alice" in connect(natf).stdout
+    assert mapped(natf, before[0]) == mapping, "by the same mapping; a renewal is answered by now"
 
 
 def test_a_restart_by_signal_keeps_connections(natf: Figure1Lab) -> None:
@@ -109,7 +91,7 @@ def test_a_restart_by_signal_keeps_connections(natf: Figure1Lab) -> None:
     assert natf.en is not None
     natf.en.send_signal(signal.SIGUSR1)
     assert natf.en.wait() == 0, natf.en.output()
-    address = natf.exec("en", ["getent", "ahostsv4", "alice.home.example.net"]).stdout.split()[0]
+    address = resolve(natf, "alice.home.example.net")
     assert not address.startswith("240."), "no daemon, no rewriting"
     natf.start_en()
     assert talk.request() == before
@@ -138,16 +120,15 @@ def test_a_download_outlives_a_kill_of_the_external_node(natf: Figure1Lab) -> No
 
 
 def test_a_name_keeps_its_virtual_address_over_a_restart(natf: Figure1Lab) -> None:
-    resolve = ["getent", "ahostsv4", "alice.home.example.net"]
-    before = natf.exec("en", resolve).stdout
+    before = resolve(natf, "alice.home.example.net")
     kill(natf.en)
     natf.start_en()
-    assert natf.exec("en", resolve).stdout == before
+    assert resolve(natf, "alice.home.example.net") == before
 
 
 def test_without_its_daemon_the_external_node_refuses_virtual_addresses_at_once(natf: Figure1Lab) -> None:
     assert connect(natf).returncode == 0
-    address = natf.exec("en", ["getent", "ahostsv4", "alice.home.example.net"]).stdout.split()[0]
+    address = resolve(natf, "alice.home.example.net")
     kill(natf.en)
     with natf.capture("en", "eth0") as capture:
         done = natf.exec("en", ["curl", "-sS", "-w", "%{errormsg} %{time_total}", f"http://{address}/"])
@@ -160,36 +141,35 @@ def test_without_its_daemon_the_external_node_refuses_virtual_addresses_at_once(
 def test_a_stopped_daemon_leaves_its_host_as_it_was(unreachable: Figure1Lab) -> None:
     lab = unreachable
     lab.write_files()
-    before = {role: host_state(lab, role) for role in ("en", "router")}
+    before = {role: HERE.state(lab, role) for role in ("en", "router")}
     lab.start_router()
     lab.start_en()
     assert connect(lab).returncode == 0
-    running = {role: host_state(lab, role) for role in ("en", "router")}
-    assert all(running[role]["iptables"] != before[role]["iptables"] for role in before)
-    assert running["router"]["ip rule"] != before["router"]["ip rule"]
-    assert settings_of(running["router"]) != settings_of(before["router"])
+    running = {role: HERE.state(lab, role) for role in ("en", "router")}
+    for role, parts in HERE.touched.items():
+        assert all(running[role][part] != before[role][part] for part in parts), "else there would be nothing to undo"
     for process in (lab.en, lab.router):
         assert process is not None
         assert process.stop() == 0
-    assert [differences(before[role], host_state(lab, role)) for role in before] == [[], []]
+    assert [differences(before[role], HERE.state(lab, role)) for role in before] == [[], []]
 
 
 def test_cleanup_after_a_kill_leaves_the_host_as_it_was(unreachable: Figure1Lab) -> None:
     lab = unreachable
     lab.write_files()
-    before = {role: host_state(lab, role) for role in ("en", "router")}
+    before = {role: HERE.state(lab, role) for role in ("en", "router")}
     lab.start_router()
     lab.start_en()
     kill(lab.en)
     kill(lab.router)
     lab.start_router()  # a second life over the remains must not take our own setting for the host's
     kill(lab.router)
-    killed = {role: host_state(lab, role) for role in before}
+    killed = {role: HERE.state(lab, role) for role in before}
     assert all(killed[role] != before[role] for role in before), "else there would be nothing to clean up"
     for role in before:
         done = lab.natf(role, "cleanup")
         assert done.returncode == 0, done.stderr
-    assert [differences(before[role], host_state(lab, role)) for role in before] == [[], []]
+    assert [differences(before[role], HERE.state(lab, role)) for role in before] == [[], []]
     assert lab.natf("router", "cleanup").returncode == 0, "and a second time does no harm"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from tests.lab_platform import HERE
 
 pytestmark = pytest.mark.lab
 
@@ -25,15 +26,11 @@ print(s.recv(100).decode())
 def test_the_packet_logger_logs_and_lets_pass(figure1: Figure1Lab) -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     [program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    [rule] = re.findall(r"`iptables (-A INPUT .*?)`", readme)
     logger = figure1.spawn("plain", [sys.executable, "-c", program], name="logger")
-    figure1.exec("plain", ["iptables", *rule.split()], check=True)
     try:
-        queues = ["cat", "/proc/net/netfilter/nfnetlink_queue"]
-        figure1.wait_until(lambda: "8710" in figure1.exec("plain", queues).stdout, logger)
-        assert figure1.exec("en", ["python3", "-c", SEND]).stdout.strip() == "plain: hello"
-        line = "in eth0: udp 203.0.113.10:6000 > 203.0.113.80:5000, 33 bytes"
-        figure1.wait_until(lambda: line in logger.output(), logger)
+        with HERE.diverted(figure1, "plain", readme, logger):
+            assert figure1.exec("en", ["python3", "-c", SEND]).stdout.strip() == "plain: hello"
+            line = "in eth0: udp 203.0.113.10:6000 > 203.0.113.80:5000, 33 bytes"
+            figure1.wait_until(lambda: line in logger.output(), logger)
     finally:
-        figure1.exec("plain", ["iptables", "-D", *rule.split()[1:]], check=True)
         logger.kill()

@@ -14,6 +14,7 @@ from natf_bsd.lab import services
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.lab.topology import Zone
+from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
@@ -59,6 +60,7 @@ server, victim, port, name, address = sys.argv[1:]
 answer = dns.message.make_response(dns.message.make_query(name, "A"))
 answer.answer.append(dns.rrset.from_text(name, 60, "IN", "A", address))
 wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+wire.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 source, destination = Endpoint(parse_address(server), 53), Endpoint(parse_address(victim), int(port))
 wire.sendto(build.udp(source, destination, answer.to_wire()), (victim, 0))
 """
@@ -66,7 +68,7 @@ wire.sendto(build.udp(source, destination, answer.to_wire()), (victim, 0))
 FORWARD = """
 import socket, sys
 inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-inner.bind(("127.0.0.1", 53))
+inner.bind((sys.argv[2], 53))
 print("started", flush=True)
 while True:
     query, client = inner.recvfrom(4096)
@@ -91,10 +93,6 @@ def ask(lab: Figure1Lab, server: str, name: str) -> str:
 
 def page(lab: Figure1Lab, host: str) -> str:
     return lab.exec("en", ["curl", "-sS", "--max-time", "20", f"http://{host}/"]).stdout
-
-
-def resolve(lab: Figure1Lab, name: str) -> str:
-    return lab.exec("en", ["getent", "ahostsv4", name]).stdout.split()[0]
 
 
 def status(lab: Figure1Lab) -> dict[str, Any]:
@@ -167,7 +165,7 @@ def test_somebody_elses_name_gets_no_virtual_address(natf: Figure1Lab, own_serve
 
 def forwarder(dnsmasq: str | None) -> list[str]:
     if dnsmasq is None:
-        return python(FORWARD, DNS)
+        return python(FORWARD, DNS, "127.0.0.1")
     options = (
         "no-daemon",
         "conf-file=/dev/null",
@@ -179,6 +177,7 @@ def forwarder(dnsmasq: str | None) -> list[str]:
     return [dnsmasq, *(f"--{option}" for option in options), f"--server={DNS}"]
 
 
+@pytest.mark.linux("a host of a jail has the machine's own resolv.conf, which stays as it is")
 @pytest.mark.parametrize("kind", ["dnsmasq", "plain"])
 def test_names_resolve_by_a_resolver_on_this_host(natf: Figure1Lab, resolv_conf: Path, kind: str) -> None:
     dnsmasq = services.find_dnsmasq() if kind == "dnsmasq" else None
@@ -200,12 +199,13 @@ def test_names_resolve_by_a_resolver_on_this_host(natf: Figure1Lab, resolv_conf:
 
 
 def test_a_resolver_on_this_host_may_pass_on_what_was_rewritten_before_it(natf: Figure1Lab) -> None:
-    resolver = natf.spawn("en", python(FORWARD, DNS), name="forwarder")
+    own = HERE.spare_loopback(natf)
+    resolver = natf.spawn("en", python(FORWARD, DNS, own), name="forwarder")
     natf.wait_until(lambda: "started" in resolver.output(), resolver)
     assert natf.en is not None
     assert natf.en.stop() == 0
-    natf.start_en(resolvers=["127.0.0.1", DNS])
-    assert ask(natf, "127.0.0.1", ALICE) == f"NOERROR {resolve(natf, ALICE)}"
+    natf.start_en(resolvers=[own, *natf.resolvers])
+    assert ask(natf, own, ALICE) == f"NOERROR {resolve(natf, ALICE)}"
     assert count(natf, "dns.sent.already") == 1
     assert "alice's page" in page(natf, ALICE)
     resolver.stop()

@@ -14,7 +14,7 @@ import dns.rrset
 import pytest
 
 from natf_bsd.config import EnConfig
-from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.effects import Admit, Drop, Effect, Inject, Resumed, Save, Send, SendControl
 from natf_bsd.en.core import EnCore
 from natf_bsd.types import Address, Direction, Endpoint, Packet, format_address, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
@@ -31,9 +31,9 @@ class Bench:
     OTHER = parse_address("203.0.113.2")
     SERVER = Endpoint(parse_address("203.0.113.53"), 53)
 
-    def __init__(self, config: EnConfig | None = None, *, inbound_exact: bool = True) -> None:
+    def __init__(self, config: EnConfig | None = None, **how: bool) -> None:
         self.config = replace(config or EnConfig((DOMAIN,)), resolvers=(self.SERVER.address,))
-        self.core = EnCore(self.config, inbound_exact=inbound_exact, token=random.Random(7).randbytes)
+        self.core = EnCore(self.config, token=random.Random(7).randbytes, **how)
         self.now = 100.0
         self.sent: list[bytes] = []
         self.put_back: list[Packet] = []
@@ -41,6 +41,7 @@ class Bench:
         self.told: list[bytes] = []
         self.asked: list[tuple[float, Address, icmp.Echo]] = []
         self.saved: list[dict[str, object]] = []
+        self.admitted: list[tuple[bytes, ...]] = []
         self.resumed: list[bytes] = []
 
     def perform(self, effects: list[Effect]) -> None:
@@ -57,6 +58,8 @@ class Bench:
                     self.asked.append((self.now, router, icmp.decode_echo(data)))
                 case Save(record):
                     self.saved.append(record)
+                case Admit(routers):
+                    self.admitted.append(routers)
                 case Resumed(transaction):
                     self.resumed.append(transaction)
                 case _:

@@ -6,6 +6,7 @@ import dpkt
 import pytest
 
 from natf_bsd.config import EnConfig
+from natf_bsd.en import report
 from natf_bsd.en.refusals import REMEMBERED_FOR, Reaction, Refusals
 from natf_bsd.keys import Key
 from natf_bsd.types import Endpoint
@@ -176,6 +177,20 @@ def test_a_router_that_cannot_is_unreachable(bench, status: str, udp: bool, code
     assert (quoted.src, quoted.data.sport, quoted.dst) == (bench.G1, 40000, virtual)
 
 
+def test_where_tcp_does_not_heed_unreachable_it_hears_time_exceeded(make_bench) -> None:
+    """FreeBSD: both mean EHOSTUNREACH, and only this one ends an attempt to connect."""
+    bench = make_bench(heeds_unreachable=False)
+    virtual = bench.learn()
+    bench.out(bench.syn(virtual))
+    bench.refuse(message.Status.OUT_OF_RESOURCES)
+    seen = dpkt.ip.IP(bench.told[0])
+    assert (seen.src, seen.data.type, seen.data.code) == (virtual, dpkt.icmp.ICMP_TIMEXCEED, 0)
+    assert seen.data.data.data.data.dport == 80
+    bench.out(bench.udp(virtual))
+    bench.refuse(message.Status.OUT_OF_RESOURCES)
+    assert unreachable(bench.told[1]).data.code == dpkt.icmp.ICMP_UNREACH_HOST_PROHIB
+
+
 def test_one_flow_gets_one_error_however_much_it_had_sent(bench) -> None:
     virtual = bench.learn()
     for number in range(3):
@@ -197,6 +212,15 @@ def test_a_refusal_is_remembered_for_a_moment(bench) -> None:
     bench.wait(0.2)
     bench.out(bench.syn(virtual))
     assert bench.count("negotiation.started") == 3
+
+
+def test_why_a_router_refused_is_told_in_its_own_words(bench) -> None:
+    virtual = bench.learn()
+    bench.out(bench.syn(virtual))
+    refusal = message.Refused(bench.asked[0][2].data[8:16], message.Status.UNSUPPORTED, "another NAT\x1b[2J")
+    bench.hear(message.encode(refusal))
+    [row] = report.tables(bench.core, bench.now, 10)["heard"]
+    assert row == "alice.home.example.net by 203.0.113.1: unsupported 'another NAT\\x1b[2J'"
 
 
 def test_a_router_of_another_version_is_unreachable_at_once(bench) -> None:

@@ -187,3 +187,25 @@ def test_a_name_somebody_sends_to_does_not_give_way_while_its_flow_is_negotiated
     assert seen.rcode() == dns.rcode.SERVFAIL
     bench.map()
     assert bench.core.names.by_virtual(virtual).name.host == "alice"
+
+
+def test_a_router_is_admitted_before_the_program_knows_the_name(bench) -> None:
+    """Its packets must find their way to us by the time the program's first one is answered."""
+    bench.ask(ALICE)
+    answer = Packet(build.udp(bench.SERVER, bench.CLIENT, answer_to(ALICE, "203.0.113.1")), Direction.IN)
+    effects = bench.core.handle_dns(answer, bench.now)
+    assert [type(effect).__name__ for effect in effects] == ["Admit", "Send", "Save"]
+    assert effects[0].routers == (bench.G2,)
+    assert bench.core.routers() == {bench.G2}
+
+
+def test_a_look_up_on_loopback_may_be_seen_going_out_both_ways(make_bench) -> None:
+    """FreeBSD: a divert rule on `in via lo0` would see checksums that are none (FREEBSD.md 1.6)."""
+    bench = make_bench()
+    server, client = Endpoint(parse_address("127.0.0.1"), 53), Endpoint(parse_address("127.0.0.1"), 40053)
+    bench.core.lookups.resolvers |= {server.address}
+    query = dns.message.make_query(ALICE, "A", id=4711).to_wire()
+    bench.perform(bench.core.handle_dns(Packet(build.udp(client, server, query), Direction.OUT), bench.now))
+    answer = Packet(build.udp(server, client, answer_to(ALICE, "203.0.113.1")), Direction.OUT)
+    bench.perform(bench.core.handle_dns(answer, bench.now))
+    assert bench.count("dns.sent.rewritten") == 1

@@ -10,7 +10,9 @@ import pytest
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.command import Command, Sysctl
-from natf_bsd.firewall.runner import Completed, SysctlJournal
+from natf_bsd.firewall.runner import ProcSys, SysctlJournal
+from natf_bsd.ops import process
+from natf_bsd.ops.process import Completed, run_process
 from natf_bsd.types import parse_address
 
 
@@ -60,12 +62,12 @@ def test_a_missing_program_is_status_127_and_names_itself() -> None:
 
 
 def test_a_real_process_gets_its_input_and_gives_its_output() -> None:
-    assert runner.run_process(("cat",), "text") == Completed(0, "text", "")
-    assert runner.run_process(("sh", "-c", "echo $LC_ALL >&2; exit 7"), None) == Completed(7, "", "C\n")
+    assert run_process(("cat",), "text") == Completed(0, "text", "")
+    assert run_process(("sh", "-c", "echo $LC_ALL >&2; exit 7"), None) == Completed(7, "", "C\n")
 
 
 def test_a_process_that_does_not_end_is_a_failed_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "TIME_LIMIT", 0.05)
+    monkeypatch.setattr(process, "TIME_LIMIT", 0.05)
     with pytest.raises(CommandFailed, match=r"^sleep 60: exit status 124: did not end within 0\.05 s$"):
         runner.apply([Command(("sleep", "60"), may_fail=(1, 2))])
 
@@ -168,7 +170,7 @@ def values(root: Path) -> list[str]:
 
 
 def test_settings_come_back_as_they_were_and_the_record_goes(tmp_path: Path, kernel: Path) -> None:
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     journal.apply(SETTINGS)
     assert values(kernel) == ["1", "2"]
     assert journal.restore() == []
@@ -177,8 +179,8 @@ def test_settings_come_back_as_they_were_and_the_record_goes(tmp_path: Path, ker
 
 
 def test_after_a_crash_the_value_from_before_the_first_start_comes_back(tmp_path: Path, kernel: Path) -> None:
-    SysctlJournal(tmp_path / "undo", kernel).apply(SETTINGS)
-    again = SysctlJournal(tmp_path / "undo", kernel)
+    SysctlJournal(tmp_path / "undo", ProcSys(kernel)).apply(SETTINGS)
+    again = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     again.apply(SETTINGS)
     (kernel / "net/filter").write_text("0\n")  # somebody else changed it meanwhile
     again.apply(SETTINGS)
@@ -187,27 +189,27 @@ def test_after_a_crash_the_value_from_before_the_first_start_comes_back(tmp_path
 
 
 def test_a_setting_that_is_right_already_is_left_alone(tmp_path: Path, kernel: Path) -> None:
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     journal.apply([Sysctl("net/filter", "1")])
     assert not (tmp_path / "undo").exists()
 
 
 def test_a_crash_between_record_and_setting_restores_the_same_value(tmp_path: Path, kernel: Path) -> None:
     (tmp_path / "undo").write_text('{"net/liberal": "0"}')
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     assert journal.restore() == []
     assert values(kernel) == ["0", "1"]
 
 
 def test_a_missing_setting_is_an_error_unless_it_is_optional(tmp_path: Path, kernel: Path) -> None:
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     journal.apply([Sysctl("net/ipv6", "1", optional=True)])
     with pytest.raises(NatfError, match="net/ipv6: this kernel does not have the setting"):
         journal.apply([Sysctl("net/ipv6", "1")])
 
 
 def test_a_setting_that_went_with_its_device_needs_no_restoring(tmp_path: Path, kernel: Path) -> None:
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     journal.apply(SETTINGS)
     (kernel / "net/filter").unlink()
     (kernel / "net").rename(kernel / "gone")
@@ -216,7 +218,7 @@ def test_a_setting_that_went_with_its_device_needs_no_restoring(tmp_path: Path, 
 
 
 def test_what_could_not_be_restored_is_told_and_stays_on_record(tmp_path: Path, kernel: Path) -> None:
-    journal = SysctlJournal(tmp_path / "undo", kernel)
+    journal = SysctlJournal(tmp_path / "undo", ProcSys(kernel))
     journal.apply(SETTINGS)
     (kernel / "net/filter").unlink()
     (kernel / "net/filter").mkdir()
@@ -231,5 +233,5 @@ def test_what_could_not_be_restored_is_told_and_stays_on_record(tmp_path: Path, 
 def test_a_record_that_is_none_is_not_overwritten(tmp_path: Path, kernel: Path) -> None:
     (tmp_path / "undo").write_text("not a record")
     with pytest.raises(NatfError, match="undo: not a record of kernel settings"):
-        SysctlJournal(tmp_path / "undo", kernel).apply(SETTINGS)
+        SysctlJournal(tmp_path / "undo", ProcSys(kernel)).apply(SETTINGS)
     assert values(kernel) == ["0", "1"]

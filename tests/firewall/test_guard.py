@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.errors import NatfError
+from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall import guard, linux, plan
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.guard import Guard, judge, read
 from natf_bsd.firewall.installed import Installed
+from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.types import parse_address
 
@@ -112,10 +113,14 @@ class Site:
         self.asked: list[Interface] = []
         self.alarms = 0
         self.loop = OneLoop()
+        self.interface = WAN
+        self.listings: list[guard.Listing] = []
+        self.moved = False
+        self.wish: float | None = None
+        self.found: Interface | None = None
         self.guard = Guard(
-            Installed(self.make(WAN), folder).__enter__(),
-            self.make,
-            WAN,
+            Installed(self.plan(WAN), folder, ProcSys(folder)).__enter__(),
+            self,
             self.loop,  # type: ignore[arg-type]
             alarm=lambda: self.alarms,
         )
@@ -123,9 +128,22 @@ class Site:
         self.loop.turn()
         self.asked.clear()
 
-    def make(self, interface: Interface) -> plan.Plan:
+    def outer(self) -> Interface:
+        if self.found is None:
+            raise NatfError("no IPv4 default route")
+        return self.found
+
+    def plan(self, interface: Interface) -> plan.Plan:
         self.asked.append(interface)
+        if self.moved:
+            raise RestartNeeded("the NAT rule has another number")
         return plan.Plan("router", [], [self.repair], [], [], self.look)
+
+    def looked(self, found: guard.Listing, now: float) -> None:
+        self.listings.append(found)
+
+    def next_look(self) -> float | None:
+        return self.wish
 
     def looks(self, now: float) -> None:
         self.guard.tick(now)
@@ -242,12 +260,44 @@ def test_an_alarm_makes_it_look_at_once_but_not_all_the_time(site: Site) -> None
 
 
 def test_a_first_look_that_fails_is_an_error(tmp_path: Path) -> None:
-    def make(interface: Interface) -> plan.Plan:
-        return plan.Plan("en", [], [], [], [], ("sh", "-c", "echo no iptables >&2; exit 3"))
+    class Blind:
+        interface = WAN
 
-    installed = Installed(make(WAN), tmp_path)
+        def outer(self) -> Interface:
+            return WAN
+
+        def plan(self, interface: Interface) -> plan.Plan:
+            return plan.Plan("en", [], [], [], [], ("sh", "-c", "echo no iptables >&2; exit 3"))
+
+        def looked(self, found: guard.Listing, now: float) -> None:
+            raise AssertionError("nothing was found")
+
+        def next_look(self) -> float | None:
+            return None
+
+    installed = Installed(Blind().plan(WAN), tmp_path, ProcSys(tmp_path))
     with pytest.raises(NatfError, match=r"cannot be listed \(status 3\): no iptables"):
-        Guard(installed, make, WAN, OneLoop())  # type: ignore[arg-type]
+        Guard(installed, Blind(), OneLoop())  # type: ignore[arg-type]
+
+
+def test_everything_found_is_shown_to_the_side(site: Site) -> None:
+    site.looks(110.0)
+    assert site.listings[-1] == guard.read(GOOD)
+
+
+def test_asked_to_look_now_it_heals_before_it_answers(site: Site) -> None:
+    assert site.guard.look_now() is False
+    site.state.write_text(f"# address\n{ADDRESS}")
+    assert site.guard.look_now() is True
+    assert site.state.read_text() == GOOD
+
+
+def test_what_no_repair_can_mend_ends_the_daemon(site: Site) -> None:
+    """Its supervisor starts it again, and it then opens what fits."""
+    site.moved = True
+    site.state.write_text(f"# address\n{ADDRESS}")
+    with pytest.raises(RestartNeeded):
+        site.looks(110.0)
 
 
 def test_what_is_listed_of_each_role() -> None:
@@ -263,6 +313,29 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-RT-",
         "echo '# policy'; ip -4 rule show priority 78 protocol 78",
         "echo '# route'; ip -4 route show table 99 proto 78 2>/dev/null",
+        "echo '# settings'; cd /proc/sys && cat net/ipv4/conf/natf0/rp_filter net/ipv6/conf/natf0/disable_ipv6"
+        " net/netfilter/nf_conntrack_tcp_be_liberal net/netfilter/nf_conntrack_tcp_timeout_max_retrans 2>/dev/null",
         "echo '# device'; ip -o link show dev natf0 up 2>/dev/null | cut -d: -f2",
         "echo '# address'; ip -o -4 address show dev wan scope global 2>/dev/null || true",
     ]
+
+
+def test_a_side_may_wish_for_a_look_sooner_but_not_all_the_time(site: Site) -> None:
+    site.wish = 103.0
+    assert site.guard.next_deadline() == 103.0
+    site.looks(103.0)
+    assert site.guard.counters["looked"] == 2
+    assert site.guard.next_deadline() == 104.0
+    site.wish = None
+    assert site.guard.next_deadline() == 113.0
+
+
+def test_an_outer_interface_that_came_back_by_another_name_ends_the_daemon(site: Site) -> None:
+    """Its supervisor starts it again, on the one that is there now."""
+    site.state.write_text(GOOD.replace(ADDRESS, ""))
+    site.looks(110.0)
+    site.found = WAN
+    site.looks(120.0)
+    site.found = Interface("ppp1", OTHER)
+    with pytest.raises(RestartNeeded, match=r"the outer interface is ppp1 203\.0\.113\.2 now, no longer wan"):
+        site.looks(130.0)

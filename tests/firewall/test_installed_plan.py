@@ -10,7 +10,10 @@ from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import plan, runner
 from natf_bsd.firewall.command import Check, Command
 from natf_bsd.firewall.installed import Installed, sysctl_journal
+from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.ops.interfaces import Interface
+from natf_bsd.ops.process import Completed, run_process
+from natf_bsd.platforms.linux import Linux, LinuxEn, LinuxRouter
 
 WAN = Interface("wan", bytes((203, 0, 113, 1)))
 
@@ -24,7 +27,7 @@ def log(monkeypatch):
         ran.append(argv[0])
         if argv[0] == "interrupt":
             raise KeyboardInterrupt
-        return runner.Completed(int(argv[0].startswith("fail")), "", "refused")
+        return Completed(int(argv[0].startswith("fail")), "", "refused")
 
     for name in ("apply", "undo", "check"):
         real = getattr(runner, name)
@@ -41,14 +44,14 @@ def a_plan(*set_up, checks=()):
 
 
 def test_set_up_on_entry_and_undone_on_exit(log, tmp_path):
-    with Installed(a_plan("one", "two"), tmp_path):
+    with Installed(a_plan("one", "two"), tmp_path, ProcSys(tmp_path)):
         assert log == ["one", "two"]
     assert log == ["one", "two", "undo1", "undo2"]
 
 
 def test_what_stands_in_the_way_is_all_told_and_nothing_is_done(log, tmp_path):
     checks = [Check(command, lambda status, output: output or None) for command in commands("fail1", "ok", "fail2")]
-    with pytest.raises(NatfError) as caught, Installed(a_plan("one", checks=checks), tmp_path):
+    with pytest.raises(NatfError) as caught, Installed(a_plan("one", checks=checks), tmp_path, ProcSys(tmp_path)):
         pytest.fail("not installed")
     assert str(caught.value) == "refused; refused"
     assert log == ["fail1", "ok", "fail2"]
@@ -56,21 +59,21 @@ def test_what_stands_in_the_way_is_all_told_and_nothing_is_done(log, tmp_path):
 
 @pytest.mark.parametrize(("step", "error"), [("fail", CommandFailed), ("interrupt", KeyboardInterrupt)])
 def test_what_came_half_way_is_undone_at_once(log, tmp_path, step, error):
-    with pytest.raises(error), Installed(a_plan("one", step, "two"), tmp_path):
+    with pytest.raises(error), Installed(a_plan("one", step, "two"), tmp_path, ProcSys(tmp_path)):
         pytest.fail("not installed")
     assert log == ["one", step, "undo1", "undo2"]
 
 
 def test_a_daemon_that_fails_leaves_nothing_behind(log, tmp_path):
-    with pytest.raises(ZeroDivisionError), Installed(a_plan("one"), tmp_path):
+    with pytest.raises(ZeroDivisionError), Installed(a_plan("one"), tmp_path, ProcSys(tmp_path)):
         raise ZeroDivisionError
     assert log == ["one", "undo1", "undo2"]
 
 
 def test_undo_goes_on_after_a_failure_and_says_so(log, tmp_path, caplog):
     broken = plan.Plan("en", [], [], [], commands("fail", "undo2"))
-    sysctl_journal(tmp_path, "en")._path.write_text("not json")
-    with caplog.at_level(logging.ERROR), Installed(broken, tmp_path):
+    sysctl_journal(tmp_path, "en", ProcSys(tmp_path))._path.write_text("not json")
+    with caplog.at_level(logging.ERROR), Installed(broken, tmp_path, ProcSys(tmp_path)):
         pass
     assert log == ["fail", "undo2"]
     assert [record.getMessage() for record in caplog.records] == [
@@ -80,11 +83,11 @@ def test_undo_goes_on_after_a_failure_and_says_so(log, tmp_path, caplog):
 
 
 def test_the_plan_of_each_role_follows_its_configuration():
-    en = plan.en(EnConfig(("a.b",), virtual_prefix=241, mark=0x4F << 24), WAN)
+    en = LinuxEn(EnConfig(("a.b",), virtual_prefix=241, mark=0x4F << 24), WAN).plan(WAN)
     assert en.role == "en"
     assert "241.0.0.0/8" in en.set_up[0].stdin
     assert "0x4f000000/0xff000000" in en.set_up[0].stdin
-    router = plan.router(RouterConfig(tun="hairpin", route_table=99), WAN)
+    router = LinuxRouter(RouterConfig(tun="hairpin", route_table=99), WAN).plan(WAN)
     assert router.role == "router"
     assert "--to-source 203.0.113.1" in router.set_up[0].stdin
     assert "net/ipv4/conf/hairpin/rp_filter" in [sysctl.name for sysctl in router.sysctls]
@@ -92,24 +95,48 @@ def test_the_plan_of_each_role_follows_its_configuration():
 
 def test_everything_either_role_sets_up_is_in_what_cleanup_undoes():
     config = RouterConfig(route_table=99)
-    undone = plan.undo_all(config)
-    for one in (plan.en(EnConfig(("a.b",)), WAN), plan.router(config, WAN)):
-        assert set(one.undo) <= set(undone)
+    for one in (LinuxEn(EnConfig(("a.b",)), WAN).plan(WAN), LinuxRouter(config, WAN).plan(WAN)):
+        assert one.undo == Linux().remains(one.role, config).undo
+
+
+def test_a_daemon_that_is_restarted_leaves_its_stand_in_and_nothing_undone(log, tmp_path):
+    one = plan.Plan("en", [], commands("one"), [], commands("undo"), stay=commands("stand in"))
+    with Installed(one, tmp_path, ProcSys(tmp_path)) as installed:
+        installed.stay()
+    assert log == ["one", "stand in"]
+
+
+def test_a_stand_in_that_cannot_be_is_no_reason_to_leave_rules_behind(log, tmp_path):
+    one = plan.Plan("en", [], commands("one"), [], commands("undo"), stay=commands("fail"))
+    with pytest.raises(CommandFailed), Installed(one, tmp_path, ProcSys(tmp_path)) as installed:
+        installed.stay()
+    assert log == ["one", "fail", "undo"]
 
 
 def test_a_command_runs_beyond_the_reach_of_the_terminal():
     """A second Ctrl-C must not cut off the undoing."""
-    done = runner.run_process((sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"), None)
+    done = run_process((sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"), None)
     assert (done.status, done.stdout) == (0, "True\n")
 
 
 def test_a_program_that_is_not_there_has_status_127():
-    assert runner.run_process(("no-such-program-natf",), None) == runner.Completed(
-        127, "", "no-such-program-natf: not found"
-    )
+    assert run_process(("no-such-program-natf",), None) == Completed(127, "", "no-such-program-natf: not found")
 
 
 def test_a_failure_of_many_lines_is_told_in_one():
     error = CommandFailed(("iptables-restore", "-w"), 2, "Bad argument\nError at line: 3\n\n")
     assert str(error) == "iptables-restore -w: exit status 2: Bad argument; Error at line: 3"
     assert str(CommandFailed(("true",), 1, " \n")) == "true: exit status 1: no message"
+
+
+def test_a_program_that_cannot_be_run_does_not_end_the_undoing(tmp_path, monkeypatch):
+    (tmp_path / "iptables").write_text("")  # half installed: no mode to run it
+    monkeypatch.setenv("PATH", str(tmp_path))
+    failures = runner.undo(commands("iptables", "second"))
+    assert [failure.status for failure in failures] == [126, 127]
+
+
+def test_output_in_any_encoding_is_read():
+    """A comment in somebody's rule, say."""
+    done = run_process((sys.executable, "-c", r"import os; os.write(1, b'caf\xe9 -j NATF\n')"), None)
+    assert done.stdout == "caf\N{REPLACEMENT CHARACTER} -j NATF\n"

@@ -61,7 +61,7 @@ COMMIT
 :NATF-RT-PREROUTING - [0:0]
 -A NATF-RT-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CT --notrack
 -A NATF-RT-PREROUTING -i wan -p icmp --icmp-type echo-request -m addrtype --dst-type LOCAL \
--m length --length 156:65535 -m string --algo bm --hex-string |4e415466| --from 28 --to 92 \
+-m length --length 156:65535 -m string --algo bm --hex-string |4e415466| --from 28 --to 72 \
 -j NFQUEUE --queue-num 8701 --queue-bypass
 COMMIT
 """
@@ -183,4 +183,4 @@ def test_a_command_shows_as_shell_text_that_does_the_same() -> None:
     assert Command(("ip", "rule", "del"), may_fail=(2,)).shell() == "ip rule del || true"
     assert Command(("cat",), stdin="a b\n").shell() == "cat <<'END'\na b\nEND"
     assert Command(("echo", "two words")).shell() == "echo 'two words'"
-    assert Sysctl("net/ipv4/ip_forward", "1").shell() == "sysctl -w net/ipv4/ip_forward=1"
+    assert Sysctl("net/ipv4/ip_forward", "1").shell() == "sysctl net/ipv4/ip_forward=1"

@@ -17,14 +17,17 @@ from natf_bsd.errors import NatfError
 from natf_bsd.firewall import guard, linux, runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.installed import clean_up
-from natf_bsd.firewall.runner import SysctlJournal
+from natf_bsd.firewall.runner import ProcSys, SysctlJournal
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
+from natf_bsd.ops.process import Completed, run_process
+from natf_bsd.platforms.linux import Linux
 from natf_bsd.types import Direction, Endpoint, Flow, Name, parse_address
 from natf_bsd.wire import build, message
 from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,
+    spaces.LINUX,
     pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported())),
 ]
 
@@ -110,7 +113,7 @@ def test_the_external_node_leaves_the_host_as_it_was() -> None:
 @spaces.isolated
 def test_the_router_leaves_the_host_as_it_was() -> None:
     host = Host()
-    journal = SysctlJournal(Path("/run/router.sysctl"))
+    journal = SysctlJournal(Path("/run/router.sysctl"), ProcSys())
     before = host.state()
     with host.space:
         bridge = NetfilterBridge("natf0")
@@ -135,12 +138,12 @@ def test_a_router_that_crashed_is_undone_from_its_marks_alone() -> None:
     with host.space:
         bridge = NetfilterBridge("natf0")
         runner.apply(linux.router_rules(ROUTER))
-        SysctlJournal(Path("/run/router.sysctl")).apply(linux.router_sysctls(ROUTER))
+        SysctlJournal(Path("/run/router.sysctl"), ProcSys()).apply(linux.router_sysctls(ROUTER))
         bridge.close()  # as the kernel does for a process that dies
         assert runner.check(linux.probe_router(ROUTER)) == []
     host.undo(linux.router_undo(table=78))
     with host.space:
-        assert SysctlJournal(Path("/run/router.sysctl")).restore() == []
+        assert SysctlJournal(Path("/run/router.sysctl"), ProcSys()).restore() == []
     assert host.state() == before
 
 
@@ -257,11 +260,12 @@ def test_the_rules_of_a_daemon_that_lives_are_found_whatever_its_run_dir() -> No
         (problem,) = runner.check(linux.probe_router(other))
         assert "natf router is running with another run_dir (process" in problem
         assert "holds NFQUEUE 8701" in problem
+        remains = {role: Linux().remains(role, RouterConfig()) for role in ("en", "router")}
         with pytest.raises(NatfError, match="natf router is running"):
-            clean_up(RouterConfig(), {"en": Path("/run/a"), "router": Path("/run/b")})
+            clean_up(remains, {"en": Path("/run/a"), "router": Path("/run/b")}, ProcSys())
         assert "NATF-RT" in host.space.run("iptables-save")
         control.close()
-        assert clean_up(RouterConfig(), {"en": Path("/run/a"), "router": Path("/run/b")}) == []
+        assert clean_up(remains, {"en": Path("/run/a"), "router": Path("/run/b")}, ProcSys()) == []
     assert "NATF" not in host.space.run("iptables-save")
 
 
@@ -270,7 +274,7 @@ HOME = parse_address("203.0.113.1")
 
 def look(host: Host, argv: tuple[str, ...]) -> guard.Listing:
     with host.space:
-        done = runner.run_process(argv, None)
+        done = run_process(argv, None)
     assert (done.status, done.stderr) == (0, "")
     return guard.read(done.stdout)
 
@@ -283,7 +287,7 @@ def test_the_guard_sees_what_others_do_to_a_router_and_a_second_set_up_mends_it(
     host.apply(linux.router_rules(ROUTER))
     listing = linux.router_look(ROUTER)
     expected = look(host, listing)
-    assert [len(lines) for lines in expected.values()] == [18, 1, 1, 1, 1]
+    assert [len(lines) for lines in expected.values()] == [18, 1, 1, 4, 1, 1]
     rules, policy, route, device = "firewall rules of natf", "ip rule", "route of the TUN device", "TUN device (not up)"
     for spoil, changed in (
         ("iptables -t filter -F FORWARD", [rules]),
@@ -322,3 +326,23 @@ def test_the_guard_sees_what_others_do_to_an_external_node() -> None:
         assert guard.judge(expected, look(host, linux.en_look("wan")), HOME).changed == ("firewall rules of natf",)
         host.apply(linux.en_rules(EN))
         assert look(host, linux.en_look("wan")) == expected
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
+def test_what_a_site_saved_and_restored_goes_with_the_rest(backend: str) -> None:
+    if shutil.which(backend) is None:
+        pytest.skip(f"no {backend}")
+    saved_and_restored(backend)
+
+
+@spaces.isolated
+def saved_and_restored(backend: str) -> None:
+    def run(argv: tuple[str, ...], stdin: str | None) -> Completed:
+        name, *rest = argv
+        return run_process((name.replace("iptables", backend), *rest), stdin)
+
+    runner.apply(linux.en_rules(EN), run)
+    saved = run(("iptables-save",), None).stdout
+    assert run(("iptables-restore", "--noflush"), saved).status == 0  # now every jump is there twice
+    assert runner.undo(linux.en_undo(), run) == []
+    assert "NATF" not in run(("iptables-save",), None).stdout

@@ -179,6 +179,18 @@ def test_the_stand_in_set_refuses_what_would_leave_while_the_daemon_is_away() ->
     assert name_of(lambda: host.send(datagram(G1, V1))) == "EACCES"
 
 
+def test_unreach_host_and_reject_are_one_rule() -> None:
+    host = router()
+    add(host, "70 unreach host ip from any to any out")
+    add(host, "71 reject ip from any to any out")
+    add(host, "72 unreach port ip from any to any out")
+    assert host.ipfw(["ipfw", "list", "70-72"])[1].splitlines() == [
+        "00070 reject ip from any to any out",
+        "00071 reject ip from any to any out",
+        "00072 unreach port ip from any to any out",
+    ]
+
+
 def test_a_table_gives_the_divert_port() -> None:
     host = router()
     descriptor = bound(host, 9000)

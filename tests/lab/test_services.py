@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -33,8 +33,13 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 @contextmanager
-def running(kind: ServiceKind, port: int, dnsmasq: str | None = None) -> Iterator[None]:
-    argv, ready = services.command(Service(kind, port), HOST, FIGURE1.zone, dnsmasq)
+def running(
+    kind: ServiceKind, port: int, dnsmasq: str | None = None, addresses: Sequence[str] = ("127.0.0.1",)
+) -> Iterator[None]:
+    if kind is ServiceKind.DNS:
+        argv, ready = services.dns_command(FIGURE1.zone, addresses, dnsmasq, port)
+    else:
+        argv, ready = services.command(Service(kind, port), HOST)
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     with process.stdout:
@@ -131,8 +136,20 @@ ANSWERS: dict[tuple[str, str], Answer] = {
 }
 
 
-def ask(port: int, name: str, kind: str) -> Answer:
-    answer = dns.query.udp(dns.message.make_query(name, kind, use_edns=0), "127.0.0.1", port=port, timeout=5)
+@pytest.mark.linux("elsewhere loopback has one address")
+@pytest.mark.parametrize("dnsmasq", [None, DNSMASQ], ids=["own", "dnsmasq"])
+def test_a_dns_server_answers_under_each_of_its_addresses(dnsmasq: str | None, request: pytest.FixtureRequest) -> None:
+    if dnsmasq is None and "dnsmasq" in request.node.name:
+        pytest.skip("dnsmasq is not installed (Debian: dnsmasq-base)")
+    port = free_port(socket.SOCK_DGRAM)
+    addresses = ("127.0.0.1", "127.0.0.2")
+    with running(ServiceKind.DNS, port, dnsmasq, addresses):
+        answers = [ask(port, "home.example.net", "A", address) for address in addresses]
+    assert answers == [ANSWERS["home.example.net", "A"]] * 2
+
+
+def ask(port: int, name: str, kind: str, server: str = "127.0.0.1") -> Answer:
+    answer = dns.query.udp(dns.message.make_query(name, kind, use_edns=0), server, port=port, timeout=5)
     return answer.rcode(), [str(record) for record in answer.answer]
 
 

@@ -8,12 +8,14 @@ import pytest
 
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.lab import probes
-from natf_bsd.lab.topology import FIGURE1, Host, Zone
+from natf_bsd.lab.topology import FIGURE1, FIGURE3, Host, Topology, Zone
 
 
-def test_hosts_on_a_segment_share_a_network_and_no_address() -> None:
-    for segment in FIGURE1.segments:
-        interfaces = [i for host in FIGURE1.hosts for i in host.interfaces if i.segment == segment]
+@pytest.mark.parametrize("topology", [FIGURE1, FIGURE3])
+def test_hosts_on_a_segment_share_a_network_and_no_address(topology: Topology) -> None:
+    for segment in topology.segments:
+        interfaces = [interface for _, interface in topology.ports(segment)]
+        assert interfaces
         assert len({interface.network for interface in interfaces}) == 1
         assert len({interface.address for interface in interfaces}) == len(interfaces)
 
@@ -32,26 +34,46 @@ def test_the_external_node_has_a_gateway_that_nobody_is() -> None:
     assert gateway not in {i.address for host in FIGURE1.hosts for i in host.interfaces}
 
 
+def test_the_homes_of_figure_3_have_the_same_addresses() -> None:
+    homes = [[port.address for _, port in FIGURE3.ports(segment)] for segment in ("private", "private2")]
+    assert homes[0] == homes[1] == ["192.168.0.1", "192.168.0.2"]
+    assert [host.name for host in FIGURE3.hosts if host.nat] == ["router", "router2"]
+
+
 def test_an_unknown_host_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(NatfError, match="no host 'mallory' in this lab; expected one of en, router, dns"):
         FIGURE1.host("mallory")
 
 
-def test_every_server_is_probed_from_a_neighbour() -> None:
-    found = {host.name: targets for host, targets in probes(FIGURE1)}
-    assert found == {
-        "en": [
-            "host:203.0.113.1:9",
-            "dns:203.0.113.53:53",
-            "http:203.0.113.80:80",
-            "udp-echo:203.0.113.80:5000",
-            "http:203.0.113.81:80",
-            "udp-echo:203.0.113.81:5000",
-        ],
-        "router": [
-            f"{kind}:192.168.0.{n}:{port}" for n in (2, 3, 4) for kind, port in (("http", 80), ("udp-echo", 5000))
-        ],
-    }
+def test_every_server_is_probed_from_its_segments_router() -> None:
+    found = [(host.name, targets) for host, targets in probes(FIGURE1)]
+    assert found == [
+        (
+            "router",
+            [
+                "host:203.0.113.10:9",
+                "dns:203.0.113.53:53",
+                "http:203.0.113.80:80",
+                "udp-echo:203.0.113.80:5000",
+                "http:203.0.113.81:80",
+                "udp-echo:203.0.113.81:5000",
+            ],
+        ),
+        (
+            "router",
+            [f"{kind}:192.168.0.{n}:{port}" for n in (2, 3, 4) for kind, port in (("http", 80), ("udp-echo", 5000))],
+        ),
+    ]
+
+
+def test_no_router_is_probed_from_outside() -> None:
+    """Its NAT need not answer."""
+    found = [(host.name, targets) for host, targets in probes(FIGURE3)]
+    assert found == [
+        ("router", ["dns:203.0.113.53:53"]),
+        ("router", ["http:192.168.0.2:80", "udp-echo:192.168.0.2:5000"]),
+        ("router2", ["http:192.168.0.2:80", "udp-echo:192.168.0.2:5000"]),
+    ]
 
 
 ZONE = Zone(domains={"home.example.net": "203.0.113.1"}, hosts={"www.other.example.net": "203.0.113.9"})

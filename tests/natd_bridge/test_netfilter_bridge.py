@@ -15,7 +15,7 @@ import pytest
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.command import Command
-from natf_bsd.firewall.runner import SysctlJournal
+from natf_bsd.firewall.runner import ProcSys, SysctlJournal
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
@@ -23,6 +23,7 @@ from tests import spaces
 
 pytestmark = [
     pytest.mark.lab,
+    spaces.LINUX,
     pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported())),
 ]
 
@@ -62,7 +63,7 @@ class Home:
             runner.apply([Command(("iptables-restore", "-w", "--noflush"), stdin=HOME)])
             self.bridge = NetfilterBridge("natf0")
             runner.apply(linux.router_rules(rules))
-            SysctlJournal(Path("/run/router.sysctl")).apply(linux.router_sysctls(rules))
+            SysctlJournal(Path("/run/router.sysctl"), ProcSys()).apply(linux.router_sysctls(rules))
         self._cookie = 0
 
     def mapping(self, protocol: int, inside: str = ALICE, *, port: int = PORT, local: int = LOCAL) -> int:

@@ -235,3 +235,11 @@ def test_a_file_that_is_gone_is_a_change_once(tmp_path):
     with pytest.raises(NatfError):
         act.load()
     assert not act.changed()
+
+
+def test_a_file_that_ends_in_mid_line_is_not_believed(tmp_path):
+    """Half written, or cut by a full disk: without its ports the last host would be open on all of them."""
+    path = tmp_path / "natf.act"
+    path.write_text("alice 192.168.0.2 allow tcp/22\nbob 192.168.0.3 allow")
+    with pytest.raises(ConfigError, match=r"natf\.act:2: .*newline"):
+        act_file.load(path)

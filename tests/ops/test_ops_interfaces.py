@@ -10,6 +10,7 @@ import pytest
 from natf_bsd.errors import NatfError
 from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface, outer_interface
+from tests import spaces
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads interfaces of Linux")
 
@@ -60,7 +61,8 @@ def test_the_one_that_is_named_is_taken(kernel):
 
 def test_otherwise_that_of_the_default_route(kernel):
     kernel.addresses = {2: [(0, "203.0.113.10")]}
-    kernel.routes = [{}, {"RTA_OIF": 2}, {"RTA_OIF": 3}]
+    main = {"RTA_TABLE": 254}
+    kernel.routes = [{"RTA_OIF": 3, "RTA_TABLE": 78}, main, {"RTA_OIF": 2, **main}, {"RTA_OIF": 3, **main}]
     assert outer_interface(None) == Interface("eth0", bytes((203, 0, 113, 10)))
 
 
@@ -89,8 +91,8 @@ def test_no_default_route_says_what_to_do(kernel):
 
 
 def test_another_system_is_told_so(monkeypatch):
-    monkeypatch.setattr(interfaces.sys, "platform", "freebsd14")
-    with pytest.raises(NatfError, match="interfaces of freebsd14 cannot be read yet"):
+    monkeypatch.setattr(interfaces.sys, "platform", "plan9")
+    with pytest.raises(NatfError, match="interfaces of plan9 cannot be read: natf runs on FreeBSD and Linux"):
         outer_interface(None)
 
 
@@ -116,6 +118,7 @@ print(json.dumps([look(None), look("outer0"), look("outer1"), look("outer7")]))
 
 
 @pytest.mark.lab
+@pytest.mark.linux("network namespaces")
 def test_a_real_kernel_says_the_same():
     setup = (
         "ip link add outer0 type veth peer name outer1 && ip addr add 203.0.113.10/24 dev outer0 &&"
@@ -134,3 +137,17 @@ def test_a_real_kernel_says_the_same():
         "outer1 has no IPv4 address; expected the public one",
         "there is no interface outer7; expected the outer one (interface = in the configuration)",
     ]
+
+
+@spaces.isolated
+def test_the_default_route_is_that_of_the_main_table():
+    """Not that of a VPN, of a second line, or of our own TUN device: pyroute2 lists all tables, 78 before 254."""
+    here, there = spaces.Space(), spaces.Space()
+    here.cable("eth0", "203.0.113.1/24", there, "eth0", "203.0.113.254/24")
+    here.cable("eth1", "198.51.100.1/24", there, "eth1", "198.51.100.254/24")
+    here.run("ip route add default via 198.51.100.254 table 78")
+    with here, pytest.raises(NatfError, match="no IPv4 default route"):
+        outer_interface(None)
+    here.run("ip route add default via 203.0.113.254")
+    with here:
+        assert str(outer_interface(None)) == "eth0 203.0.113.1"

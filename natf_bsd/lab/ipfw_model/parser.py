@@ -97,6 +97,8 @@ UNREACH_CODES = [
     "host-precedence",
     "precedence-cutoff",
 ]
+# `reject` is short for this, and what ipfw(8) prints for it (ipfw2.c:print_action_instruction, O_REJECT).
+_UNREACH_HOST = UNREACH_CODES.index("host")
 _OTHER_OPTIONS = frozenset(
     [
         "antispoof",
@@ -231,6 +233,8 @@ def _parse_action(words: Words) -> tuple[str, int | None, str]:
     word = words.take(_missing("action"))
     if word in _OTHER_ACTIONS:
         raise NotModelledError(f"action {word}")
+    if word == "reject":
+        return "unreach", _UNREACH_HOST, word
     action = _ACTIONS.get(word)
     if action is None:
         raise CommandError(EX_DATAERR, f"invalid action {word}\n")
@@ -241,6 +245,8 @@ def _parse_action(words: Words) -> tuple[str, int | None, str]:
     if text == "tablearg" and action != "unreach":
         return action, None, f"{action} tablearg"
     argument = parse(action, text)
+    if (action, argument) == ("unreach", _UNREACH_HOST):
+        return action, argument, "reject"
     shown = UNREACH_CODES[argument] if action == "unreach" and argument < len(UNREACH_CODES) else str(argument)
     return action, argument, f"{action} {shown}"
 

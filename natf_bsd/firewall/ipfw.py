@@ -1,0 +1,364 @@
+"""ipfw rules of both roles on FreeBSD, and their undoing (DESIGN.md sections 4, 7): configuration in, commands out.
+
+What is ours lies in sets of our own and carries our comment, so undo needs no memory and set-up may run again over
+what a crash left. One batch fills a disabled set and enables it with its last line: the rules come into force together,
+and none does if ipfw stops half way. Facts are those of FREEBSD.md sections 1, 2, 11, 13.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from natf_bsd.divert.host import holder_of, is_held
+from natf_bsd.firewall.command import Check, Command, Judge
+from natf_bsd.firewall.ipfw_nat import NatRule, find_nat, no_nat
+from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
+from natf_bsd.firewall.ipfw_rules import EN_SET, MARK, ROUTER_SET, STAND_IN_SET, Rule, parse_rules, parse_tables
+from natf_bsd.natd_bridge.pseudo import CAPTURED_TTL, PSEUDO_IDENT
+from natf_bsd.types import Address, format_address
+
+__all__ = [
+    "EN_SET",
+    "LIST_RULES",
+    "LIST_TABLES",
+    "PEERS_TABLE",
+    "ROUTER_SET",
+    "STAND_IN_SET",
+    "EnFirewall",
+    "EnPlaces",
+    "NatRule",
+    "RouterFirewall",
+    "RouterPlaces",
+    "Rule",
+    "en_look",
+    "en_places",
+    "en_rules",
+    "en_undo",
+    "find_nat",
+    "judge_listing",
+    "no_nat",
+    "not_in_use",
+    "parse_rules",
+    "parse_tables",
+    "peers_add",
+    "peers_remove",
+    "probe_en",
+    "probe_router",
+    "router_look",
+    "router_places",
+    "router_rules",
+    "router_undo",
+    "stand_in",
+]
+
+PEERS_TABLE: Final = "natf_peers"
+LIST_RULES: Final = Command(("ipfw", "-S", "list"))
+"""Its output is for `parse_rules`, and for `judge_listing` if it fails."""
+LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
+"""Its output is for `parse_tables`."""
+
+_SOCKETS: Final = "# sockets\n"
+_WHO_READS: Final = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
+_SYNTAX_ONLY: Final = ("ipfw", "-n", "-q", "/dev/stdin")
+# The first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3).
+_PF_LOOPS_SINCE: Final = 1400000
+
+
+@dataclass(frozen=True, slots=True)
+class EnFirewall:
+    """What the external node's rules depend on. `prefix`: of the virtual addresses; queues are divert ports."""
+
+    interface: str
+    prefix: str
+    dns_queue: int
+    query_queue: int
+    out_queue: int
+    in_queue: int
+    control_queue: int
+    places: EnPlaces
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFirewall:
+    """What the router's rules depend on: `interface` is the public one; queues are divert ports."""
+
+    interface: str
+    control_queue: int
+    capture_queue: int
+    places: RouterPlaces
+
+
+def router_rules(fw: RouterFirewall) -> list[Command]:
+    """Set up the router; may run again at any time."""
+    lines = [f"set disable {ROUTER_SET}", f"delete set {ROUTER_SET}", *_router_lines(fw), f"set enable {ROUTER_SET}"]
+    return [_batch(lines)]
+
+
+def router_undo() -> list[Command]:
+    """Remove all that `router_rules` makes, whatever its configuration was and however far it came."""
+    return [_ipfw("delete", "set", str(ROUTER_SET)), _ipfw("set", "enable", str(ROUTER_SET))]
+
+
+def en_rules(fw: EnFirewall, peers: Collection[Address]) -> list[Command]:
+    """Set up the external node with these routers in use; may run again at any time.
+
+    Until the last line the stand-in is in force: packets to the prefix do not leave in the meantime either.
+    """
+    return [
+        _batch(
+            [
+                f"set disable {EN_SET} enable {STAND_IN_SET}",
+                f"delete set {STAND_IN_SET}",
+                _add(fw.places.stand_in, f"unreach host ip from any to {fw.prefix} out", STAND_IN_SET),
+                f"delete set {EN_SET}",
+                f"table {PEERS_TABLE} create type addr missing",
+                f"table {PEERS_TABLE} flush",
+                *_entries("add", peers),
+                *_en_lines(fw),
+                f"set disable {STAND_IN_SET} enable {EN_SET}",
+            ]
+        )
+    ]
+
+
+def en_undo() -> list[Command]:
+    """Remove all that `en_rules` makes, whatever its configuration was and however far it came."""
+    return [
+        _ipfw("delete", "set", str(EN_SET)),
+        _ipfw("delete", "set", str(STAND_IN_SET)),
+        _ipfw("table", PEERS_TABLE, "destroy"),
+        _ipfw("set", "enable", str(EN_SET), str(STAND_IN_SET)),
+    ]
+
+
+def stand_in() -> list[Command]:
+    """For the time a daemon is away: nothing is diverted, and packets to the prefix are refused at once."""
+    return [_ipfw("set", "disable", str(EN_SET), "enable", str(STAND_IN_SET))]
+
+
+def peers_add(addresses: Collection[Address]) -> list[Command]:
+    """These routers are in use from now on; they may be already."""
+    return [_batch(_entries("add", addresses))] if addresses else []
+
+
+def peers_remove(addresses: Collection[Address]) -> list[Command]:
+    """These routers are not in use any more; they may not have been."""
+    return [_batch(_entries("delete", addresses))] if addresses else []
+
+
+def _router_lines(fw: RouterFirewall) -> list[str]:
+    places, name = fw.places, fw.interface
+    requests = f"icmp from any to me in recv {name} icmptypes 8"
+    rules = [
+        # In front of firewall and NAT [3.2]; what the daemon gives back is not for the NAT either.
+        (places.control, f"divert {fw.control_queue} {requests}"),
+        (places.control_pass, f"allow {requests}"),
+        (
+            places.capture,
+            f"divert {fw.capture_queue} ip from any to any out xmit {name} ipid {PSEUDO_IDENT} ipttl {CAPTURED_TTL}",
+        ),
+        # What is written as if from this number passes this rule by. All else must not reach the next one, the NAT's
+        # own packets above all: they are diverted-output too.
+        (places.capture, f"skipto {places.reply + 1} ip from any to any out"),
+        (places.reply, f"allow icmp from me to any out xmit {name} icmptypes 0 diverted-output"),
+    ]
+    return [_add(number, body, ROUTER_SET) for number, body in rules]
+
+
+def _en_lines(fw: EnFirewall) -> list[str]:
+    places, name = fw.places, fw.interface
+    to_me = f"to me in recv {name}"
+    rules = [
+        # Rules that ask for ports or ICMP types see first fragments only (FREEBSD.md 1.7).
+        (places.reass, f"reass udp from any {to_me}"),
+        # Only our own rewriting may make such sources; from a wire they are forged. It is written in behind this.
+        (places.deny, f"deny ip from {fw.prefix} to any in recv {name}"),
+        (places.dns, f"divert {fw.dns_queue} udp from any 53 {to_me}"),
+        # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
+        (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
+        (places.control, f"divert {fw.control_queue} icmp from any {to_me} icmptypes 0"),
+        (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
+        # By another interface, or from another host: it must not leave.
+        (places.out, f"unreach host ip from any to {fw.prefix} out"),
+        *_past_pass_out(fw),
+        (places.pass_out, f"allow ip from me to any out xmit {name} diverted-output"),
+        (places.queries, f"divert {fw.query_queue} udp from me to any 53 out xmit {name}"),
+        (places.errors, f"divert {fw.in_queue} icmp from any {to_me} icmptypes 3,4,11,12"),
+        (places.peers, f"divert {fw.in_queue} {{ tcp or udp }} from table({PEERS_TABLE}) {to_me}"),
+    ]
+    if places.pass_in is not None:
+        rules.append((places.pass_in, f"allow ip from {fw.prefix} {to_me} diverted-loopback"))
+    return [_add(number, body, EN_SET) for number, body in sorted(rules, key=lambda rule: rule[0])]
+
+
+def _past_pass_out(fw: EnFirewall) -> list[tuple[int, str]]:
+    """What natd gives back is diverted-output as well: past `pass_out`, to the site's rules. Our own packets are
+    written as if from this number and so pass this rule by."""
+    places = fw.places
+    return [(places.out, f"skipto {places.queries} ip from any to any out")] if places.gateway else []
+
+
+def _add(number: int, body: str, set_number: int) -> str:
+    return f"add {number} set {set_number} {body} {MARK}"
+
+
+def _entries(command: str, addresses: Iterable[Address]) -> list[str]:
+    """One a line: ipfw(8) reads the second word behind the command as a value, and lines of 1023 bytes at most."""
+    return [f"table {PEERS_TABLE} {command} {format_address(address)}" for address in sorted(addresses)]
+
+
+def _batch(lines: Iterable[str]) -> Command:
+    return Command(("ipfw", "-q", "/dev/stdin"), stdin="".join(f"{line}\n" for line in lines))
+
+
+def _ipfw(*words: str) -> Command:
+    return Command(("ipfw", "-q", *words))
+
+
+def probe_router(fw: RouterFirewall) -> list[Check]:
+    """What must hold before `router_rules` is worth trying."""
+    return [
+        *_probe(fw.interface, _router_lines(fw)),
+        _setting("net.inet.ip.forwarding", "1", "this host does not forward IPv4 packets, as any router must"),
+        *_probe_nat(fw.places.nat),
+    ]
+
+
+def probe_en(fw: EnFirewall) -> list[Check]:
+    """What must hold before `en_rules` is worth trying."""
+    nat = fw.places.nat
+    return [*_probe(fw.interface, _en_lines(fw)), *(_probe_nat(nat) if nat is not None else [])]
+
+
+def _probe(interface: str, lines: Iterable[str]) -> list[Check]:
+    syntax = Command(_SYNTAX_ONLY, stdin="".join(f"{line}\n" for line in lines))
+    return [
+        Check(LIST_RULES, judge_listing),
+        Check(syntax, _judge_syntax),
+        _setting("net.inet.ip.fw.enable", "1", "ipfw is switched off"),
+        Check(_pf_state(interface), _pf_judge(interface)),
+    ]
+
+
+def _probe_nat(nat: NatRule) -> list[Check]:
+    if nat.kind != "ipfw nat":
+        return []
+    why = "`ipfw nat` ends the walk through the rules, and pseudo-packets leave this host uncaptured"
+    return [_setting("net.inet.ip.fw.one_pass", "0", why)]
+
+
+def _setting(name: str, expected: str, otherwise: str) -> Check:
+    def judge(status: int, output: str) -> str | None:
+        if status == 0 and output.strip() == expected:
+            return None
+        found = f"not to be had ({output.strip()})" if status else output.strip()
+        return f"{name} is {found}, so that {otherwise}: set {name}={expected} (sysctl, /etc/sysctl.conf)"
+
+    return Check(Command(("sysctl", "-n", name)), judge)
+
+
+def judge_listing(status: int, output: str) -> str | None:
+    """What is wrong if `LIST_RULES` ends with this status and output."""
+    if status == 127:
+        return "ipfw(8) is not installed; expected the one of the base system"
+    if status:
+        return (
+            f"ipfw cannot list its rules (status {status}): {output.strip() or 'no message'}; expected to be root, and"
+            " ipfw in the kernel: firewall_enable=YES in /etc/rc.conf and `service ipfw start`"
+        )
+    return None
+
+
+def _judge_syntax(status: int, output: str) -> str | None:
+    return f"ipfw does not take the rules (status {status}): {output.strip() or 'no message'}" if status else None
+
+
+def _pf_state(interface: str) -> Command:
+    """Prints nothing where pf does no harm: before 14, and where it is off or away."""
+    lines = (
+        f'[ "$(sysctl -n kern.osreldate)" -ge {_PF_LOOPS_SINCE} ] || exit 0',
+        "pfctl -s info 2>/dev/null | grep '^Status: Enabled' || exit 0",
+        f"pfctl -s Interfaces -v -i {shlex.quote(interface)}",
+    )
+    return Command(("sh", "-c", "\n".join(lines)))
+
+
+def _pf_judge(interface: str) -> Judge:
+    def judge(status: int, output: str) -> str | None:
+        if status:
+            return f"pf is enabled and its state cannot be read (status {status}): {output.strip() or 'no message'}"
+        lines = [line.split() for line in output.splitlines()]
+        if not lines or [interface, "(skip)"] in [line[:2] for line in lines]:
+            return None
+        return (
+            f"pf is enabled on {interface}: what a divert socket writes then starts at the first ipfw rule again, and"
+            f" goes round for ever; expected `set skip on {interface}` in /etc/pf.conf (`pfctl -f /etc/pf.conf`), or no"
+            " pf"
+        )
+
+    return judge
+
+
+def not_in_use(role: str) -> Check:
+    """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a divert port
+    they name. The lock in run_dir can't tell that: another daemon may have another run_dir.
+    """
+    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role))
+
+
+def _owner_judge(role: str) -> Judge:
+    sets = {EN_SET, STAND_IN_SET} if role == "en" else {ROUTER_SET}
+
+    def judge(status: int, output: str) -> str | None:
+        listing, _, sockets = output.partition(_SOCKETS)
+        bodies = [rule.body for rule in parse_rules(listing) if rule.is_ours and rule.set in sets]
+        ports = {int(words[1]) for body in bodies if (words := body.split())[0] == "divert" and words[1].isdigit()}
+        held = sorted(port for port in ports if is_held(port, sockets))
+        if not held:
+            return None
+        who = holder_of(held[0], sockets) or "a process"
+        text = ", ".join(map(str, held))
+        return f"natf {role} is running with another run_dir ({who} holds divert port {text}); stop it first"
+
+    return judge
+
+
+def router_look(fw: RouterFirewall) -> tuple[str, ...]:
+    """The process that lists all `router_rules` makes, the NAT and the address of the outer interface; see
+    `guard.read`."""
+    return _look(fw.interface, str(ROUTER_SET), fw.places.nat)
+
+
+def en_look(fw: EnFirewall) -> tuple[str, ...]:
+    """As `router_look`, for `en_rules`."""
+    table = f"echo '# table'; ipfw table {PEERS_TABLE} list 2>/dev/null || true"
+    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table)
+
+
+def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:
+    # A disabled rule is "# DISABLED NNNNN set ...", and a line that starts with "# " would be a section.
+    patterns = [f"/^\\(DISABLED \\)*[0-9]* set {sets} /p"]
+    if nat is not None:
+        patterns += [f"/^\\(DISABLED \\)*{number:05} set /p" for number in sorted({nat.number, nat.inbound})]
+    words = " ".join(f"-e '{pattern}'" for pattern in patterns)
+    lines = (
+        "rules=$(ipfw -S list) || exit",  # a list that failed is no empty list
+        f"echo '# rules'; printf '%s\\n' \"$rules\" | sed -n -e 's/^# //' {words}",
+        *(_look_at_nat(nat) if nat is not None else ()),
+        *more,
+        # Without an address the interface may be away altogether.
+        f"echo '# address'; ifconfig {shlex.quote(interface)} inet 2>/dev/null || true",
+    )
+    return ("sh", "-c", "\n".join(lines))
+
+
+def _look_at_nat(nat: NatRule) -> list[str]:
+    numbers = " ".join(map(str, sorted({nat.number, nat.inbound})))
+    lines = [f"echo '# nat'; ipfw show {numbers} 2>/dev/null | grep -E ' (divert|nat) ' || true"]
+    if nat.kind == "natd":
+        lines.append("echo '# natd'; pgrep -x natd || true")
+    return lines

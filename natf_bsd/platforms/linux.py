@@ -1,0 +1,143 @@
+"""Linux: NFQUEUE, iptables, raw sockets, and netfilter's NAT by a TUN device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+
+from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.divert import Divert
+from natf_bsd.divert.inject import ControlSocket, Injector
+from natf_bsd.firewall import linux
+from natf_bsd.firewall.guard import Listing
+from natf_bsd.firewall.plan import Plan, Remains
+from natf_bsd.firewall.runner import ProcSys
+from natf_bsd.natd_bridge.netfilter import NetfilterBridge
+from natf_bsd.ops import interfaces
+from natf_bsd.ops.interfaces import Interface
+from natf_bsd.platforms import EnPorts, RouterPorts
+from natf_bsd.types import Address, Direction, parse_address
+
+MARK_MASK = 0xFF000000
+"""The byte of the packet mark that is ours; `mark` in the configuration is its value."""
+
+
+class Linux:
+    """See `Platform`."""
+
+    def __init__(self) -> None:
+        self.settings = ProcSys()
+
+    def external_node(self, config: EnConfig) -> LinuxEn:
+        return LinuxEn(config, interfaces.outer_interface(config.interface))
+
+    def router(self, config: RouterConfig) -> LinuxRouter:
+        return LinuxRouter(config, interfaces.outer_interface(config.interface))
+
+    def remains(self, role: str, config: RouterConfig) -> Remains:
+        undo = linux.en_undo() if role == "en" else linux.router_undo(table=config.route_table)
+        return Remains(undo, linux.not_in_use(role))
+
+
+class LinuxEn:
+    """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit."""
+
+    inbound_exact = True
+    heeds_unreachable = True
+
+    def __init__(self, config: EnConfig, interface: Interface) -> None:
+        self.interface = interface
+        self._config = config
+
+    def outer(self) -> Interface:
+        return interfaces.outer_interface(self._config.interface)
+
+    def open(self, stack: ExitStack) -> EnPorts:
+        config = self._config
+        dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
+        out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK))
+        inward = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
+        injector = Injector(config.mark)
+        stack.callback(injector.close)
+        control = ControlSocket()
+        stack.callback(control.close)
+        return EnPorts((dns,), out, inward, injector, control)
+
+    def plan(self, interface: Interface) -> Plan:
+        """Its rules go by address and mark, whatever the `interface`."""
+        config = self._config
+        rules = linux.EnFirewall(
+            prefix=f"{config.virtual_prefix}.0.0.0/8",
+            dns_queue=config.dns_queue,
+            out_queue=config.out_queue,
+            in_queue=config.in_queue,
+            mark=config.mark,
+            mask=MARK_MASK,
+        )
+        look = linux.en_look(interface.name)
+        return Plan("en", linux.probe_en(rules), linux.en_rules(rules), [], linux.en_undo(), look)
+
+    def admit(self, routers: Collection[Address]) -> None:
+        return
+
+    def keep(self, routers: Collection[Address]) -> None:
+        return
+
+    def looked(self, found: Listing, now: float) -> None:
+        return
+
+    def next_look(self) -> float | None:
+        return None
+
+
+class LinuxRouter:
+    """See `RouterSide`."""
+
+    # Documentation addresses (RFC 5737): what enters the TUN is translated and routed out of it whatever it is.
+    proof = (parse_address("192.0.2.1"), parse_address("198.51.100.1"))
+    hint = (
+        "does another firewall table drop what is forwarded between netfilter's TUN device and itself? "
+        "(nft list ruleset, iptables -S FORWARD)"
+    )
+
+    def __init__(self, config: RouterConfig, interface: Interface) -> None:
+        self.interface = interface
+        self._config = config
+
+    def outer(self) -> Interface:
+        return interfaces.outer_interface(self._config.interface)
+
+    def open(self, stack: ExitStack) -> RouterPorts:
+        control = stack.enter_context(Divert(self._config.control_queue, direction=Direction.IN))
+        injector = Injector(self._config.mark)
+        stack.callback(injector.close)
+        bridge = NetfilterBridge(self._config.tun)
+        stack.callback(bridge.close)
+        return RouterPorts(control, injector, bridge)
+
+    def plan(self, interface: Interface) -> Plan:
+        """The TUN device must be open already."""
+        config = self._config
+        rules = linux.RouterFirewall(
+            interface.name,
+            interface.address,
+            control_queue=config.control_queue,
+            mark=config.mark,
+            mask=MARK_MASK,
+            tun=config.tun,
+            table=config.route_table,
+        )
+        return Plan(
+            "router",
+            linux.probe_router(rules),
+            linux.router_rules(rules),
+            linux.router_sysctls(rules),
+            linux.router_undo(table=config.route_table),
+            linux.router_look(rules),
+        )
+
+    def looked(self, found: Listing, now: float) -> None:
+        return
+
+    def next_look(self) -> float | None:
+        return None

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.doctor.machine import Machine
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()

@@ -1,0 +1,377 @@
+"""The product's FreeBSD code on the model of ipfw, divert and natd: figure 2 of the paper, and figure 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import dns.message
+import dns.rrset
+import pytest
+
+from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.errors import NatfError, RestartNeeded
+from natf_bsd.firewall import runner
+from natf_bsd.lab.fabric import EchoHost
+from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.types import Address, Endpoint, Flow, Protocol, parse_address
+from natf_bsd.wire import build, packet
+from tests.platforms.world import Box, World
+
+G1, G2, SERVER = (parse_address(f"203.0.113.{last}") for last in (10, 1, 53))
+ALICE, EVE = parse_address("192.168.0.2"), parse_address("192.168.0.4")
+ACT = "alice 192.168.0.2 allow\neve 192.168.0.4 deny\n"
+ROUTER = RouterConfig(interface="wan")
+SOURCE = Endpoint(G1, 40000)
+
+
+def en_config(**settings: object) -> EnConfig:
+    return EnConfig(("home.example.net",), interface="ext", resolvers=(SERVER,), **settings)  # type: ignore[arg-type]
+
+
+def name_server(routers: dict[str, Address]) -> Callable[[bytes], list[bytes]]:
+    """Answers A queries for names below the given domains."""
+
+    def serve(data: bytes) -> list[bytes]:
+        flow = packet.flow_of(data)
+        if flow is None or flow.protocol != Protocol.UDP or flow.destination.port != 53:
+            return []
+        query = dns.message.from_wire(data[28:])
+        response = dns.message.make_response(query)
+        name = query.question[0].name
+        for domain, router in routers.items():
+            if name.to_text().endswith(f".{domain}."):
+                response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", ".".join(map(str, router))))
+        return [bytes(build.udp(flow.destination, flow.source, response.to_wire()))]
+
+    return serve
+
+
+def echo(name: str, address: Address, **options: object) -> Callable[[bytes], list[bytes]]:
+    host = EchoHost(name, address, **options)  # type: ignore[arg-type]
+    return lambda data: host.receive(bytearray(data))
+
+
+class Figure1(World):
+    """External node, router with natd, name server, alice and eve."""
+
+    def __init__(self, *, in_kernel: bool = False) -> None:
+        super().__init__()
+        self.en = self.box("en", {"ext": ("public", "203.0.113.10")}, gateway=("203.0.113.1", "ext"))
+        self.gateway = self.box(
+            "router", {"wan": ("public", "203.0.113.1"), "lan": ("home", "192.168.0.1")}, forwarding=True
+        )
+        server = self.box("dns", {"ext": ("public", "203.0.113.53")})
+        self.serve(server, name_server({"home.example.net": G2}))
+        for name, address in (("alice", "192.168.0.2"), ("eve", "192.168.0.4")):
+            inside = self.box(name, {"eth0": ("home", address)}, gateway=("192.168.0.1", "eth0"))
+            self.serve(inside, echo(name, parse_address(address)))
+        self.natd = self.start_natd(self.gateway, "wan", in_kernel=in_kernel)
+
+    def start(self, **settings: object) -> Figure1:
+        self.start_router(self.gateway, ROUTER, ACT)
+        self.start_en(self.en, en_config(**settings))
+        return self
+
+
+def resolve(world: World, box: Box, client: Endpoint, name: str = "alice.home.example.net") -> Address:
+    query = dns.message.make_query(name, "A")
+    box.received()
+    world.send(box, build.udp(client, Endpoint(SERVER, 53), query.to_wire()))
+    (answer,) = box.received()
+    (record,) = dns.message.from_wire(answer[28:]).answer
+    return parse_address(record[0].address)
+
+
+def kinds(world: World, segment: str) -> list[str]:
+    """What was on the wire but for look-ups."""
+    found = []
+    for _, where, data in world.wire:
+        flow = packet.flow_of(data)
+        if where != segment or (flow is not None and 53 in (flow.source.port, flow.destination.port)):
+            continue
+        if int.from_bytes(data[4:6], "big") == PSEUDO_IDENT:
+            found.append("pseudo-packet")
+        elif packet.protocol(data) == Protocol.ICMP:
+            found.append({8: "request", 0: "reply", 3: "unreachable"}[data[packet.header_length(data)]])
+        else:
+            found.append({6: "tcp", 17: "udp"}[packet.protocol(data)])
+    return found
+
+
+def syn(source: Endpoint, destination: Endpoint) -> bytes:
+    return bytes(build.tcp(source, destination, flags=packet.TCP_SYN, sequence=1))
+
+
+@pytest.fixture(params=[False, True], ids=["natd", "ipfw nat"])
+def world(request: pytest.FixtureRequest) -> Iterator[Figure1]:
+    made = Figure1(in_kernel=request.param)
+    before = {box.name: box.listing() for box in (made.en, made.gateway)}
+    made.start()
+    yield made
+    made.en.undo("en")
+    made.gateway.undo("router")
+    assert {box.name: box.listing() for box in (made.en, made.gateway)} == before
+
+
+def test_without_natf_alice_is_not_reached() -> None:
+    world = Figure1()
+    assert resolve(world, world.en, Endpoint(G1, 40053)) == G2
+    world.send(world.en, syn(SOURCE, Endpoint(G2, 80)))
+    world.pass_time(10)
+    assert world.en.received() == []
+    assert "home" not in {segment for _, segment, _ in world.wire}
+
+
+def test_a_name_a_mapping_a_connection(world: Figure1) -> None:
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 80)
+    assert virtual.address[0] == 240
+    world.send(world.en, syn(SOURCE, virtual))
+    (answer,) = world.en.received()
+    assert packet.flow_of(answer) == Flow(Protocol.TCP, virtual, SOURCE)
+    assert packet.tcp_flags(answer) == packet.TCP_SYN | packet.TCP_ACK
+    assert kinds(world, "public") == ["request", "reply", "tcp", "tcp"], "no pseudo-packet ever leaves"
+    assert kinds(world, "home") == ["tcp", "tcp"]
+    hello = build.tcp(SOURCE, virtual, flags=packet.TCP_ACK, sequence=2, acknowledgement=1001, payload=b"hello")
+    world.send(world.en, hello)
+    (answer,) = world.en.received()
+    assert answer.endswith(b"alice: hello")
+
+
+def test_datagrams_go_there_and_back(world: Figure1) -> None:
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 5000)
+    for text in (b"one", b"two"):
+        world.send(world.en, build.udp(SOURCE, virtual, text))
+        (answer,) = world.en.received()
+        assert packet.flow_of(answer) == Flow(Protocol.UDP, virtual, SOURCE)
+        assert answer[28:] == b"alice: " + text
+    assert kinds(world, "public").count("request") == 1
+
+
+def test_who_is_denied_is_refused_at_once(world: Figure1) -> None:
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053), "eve.home.example.net"), 80)
+    world.send(world.en, syn(SOURCE, virtual))
+    (answer,) = world.en.received()
+    assert packet.flow_of(answer) == Flow(Protocol.TCP, virtual, SOURCE)
+    assert packet.tcp_flags(answer) & packet.TCP_RST
+    assert "home" not in {segment for _, segment, _ in world.wire}
+
+
+def test_a_closed_port_of_an_inside_host_is_told_with_its_virtual_address(world: Figure1) -> None:
+    world.serve(world.boxes["alice"], echo("alice", ALICE, accepts=()))
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 5000)
+    world.send(world.en, build.udp(SOURCE, virtual, b"anybody?"))
+    (error,) = world.en.received()
+    assert packet.protocol(error) == Protocol.ICMP
+    assert packet.quoted_flow(error) == Flow(Protocol.UDP, SOURCE, virtual)
+
+
+def test_an_ordinary_ping_is_answered_by_the_kernel(world: Figure1) -> None:
+    """Neither side's rules keep it away, with or without data that is as long as a request."""
+    for size in (56, 1000):
+        world.send(world.en, build.icmp_echo(G1, G2, reply=False, ident=7, sequence=size, payload=bytes(size)))
+        (answer,) = world.en.received()
+        assert (answer[9], answer[20]) == (Protocol.ICMP, 0)
+
+
+def test_other_traffic_with_a_mapped_router_is_left_alone(world: Figure1) -> None:
+    """The router's own services, and connections of the inside hosts to the external node."""
+    resolve(world, world.en, Endpoint(G1, 40053))
+    world.send(world.boxes["alice"], build.udp(Endpoint(ALICE, 6000), Endpoint(G1, 7000), b"hello"))
+    (got,) = world.en.received()
+    assert packet.flow_of(got) == Flow(Protocol.UDP, Endpoint(G2, 6000), Endpoint(G1, 7000))
+    assert world.en.en is not None
+    assert world.en.en.core.counters["in.sent.foreign"] == 1
+
+
+def test_a_forged_class_e_source_does_not_come_in(world: Figure1) -> None:
+    virtual = resolve(world, world.en, Endpoint(G1, 40053))
+    world.en.host.receive("ext", bytes(build.udp(Endpoint(virtual, 5000), SOURCE, b"evil")))
+    world.settle()
+    assert world.en.received() == []
+
+
+def test_while_the_daemon_is_away_virtual_addresses_are_refused_and_nothing_leaves(world: Figure1) -> None:
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 80)
+    stand_in = world.en.plans["en"].stay
+    assert stand_in
+    runner.apply(stand_in, world.en.programs.run)
+    world.wire.clear()
+    with pytest.raises(PermissionError):
+        world.send(world.en, syn(SOURCE, virtual))
+    assert world.wire == []
+    runner.apply(world.en.plans["en"].set_up, world.en.programs.run)
+    world.send(world.en, syn(SOURCE, virtual))
+    assert len(world.en.received()) == 1
+
+
+def test_a_router_whose_daemon_is_away_is_never_taken_for_alice(world: Figure1) -> None:
+    resolve(world, world.en, Endpoint(G1, 40053))
+    world.send(world.en, syn(SOURCE, Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 80)))
+    world.en.received()
+    world.gateway.undo("router")
+    world.wire.clear()
+    other = Endpoint(G1, 40001)
+    world.send(world.en, syn(other, Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 80)))
+    world.pass_time(5)
+    (error,) = world.en.received()
+    assert (error[9], error[20]) == (Protocol.ICMP, 11), "FreeBSD's TCP does not heed unreachable while it connects"
+    assert "tcp" not in kinds(world, "public")
+    world.start_router(world.gateway, ROUTER, ACT)
+
+
+def test_a_look_up_at_a_local_resolver_is_seen_going_out(world: Figure1) -> None:
+    """`in via lo0` would see no checksums (FREEBSD.md 1.6)."""
+    local = Endpoint(parse_address("127.0.0.1"), 53)
+    assert world.en.en is not None
+    world.en.en.core.lookups.resolvers |= {local.address}
+    query = dns.message.make_query("alice.home.example.net", "A")
+    world.send(world.en, build.udp(Endpoint(local.address, 40053), local, query.to_wire()))
+    (asked,) = world.en.received()
+    (answer,) = name_server({"home.example.net": G2})(asked)
+    world.send(world.en, answer)
+    (seen,) = world.en.received()
+    assert dns.message.from_wire(seen[28:]).answer[0][0].address.startswith("240.")
+
+
+def test_a_nat_that_does_not_answer_is_told_at_the_start() -> None:
+    world = Figure1()
+    before = world.gateway.listing()
+    world.gateway.host.stop_natd(world.natd)
+    with pytest.raises(NatfError, match=r"the NAT \(natd\) did not give a pseudo-packet back: is it running"):
+        world.start_router(world.gateway, ROUTER, ACT)
+    world.gateway.undo("router")
+    assert world.gateway.listing() == before
+
+
+def test_a_host_without_a_nat_rule_is_told_what_to_write_into_rc_conf() -> None:
+    world = Figure1()
+    world.gateway.ipfw("delete 50")
+    with pytest.raises(NatfError, match=r"no ipfw rule hands all that leaves by wan to natd.*natd_enable=YES"):
+        world.start_router(world.gateway, ROUTER, ACT)
+
+
+def test_rules_that_moved_are_no_reason_to_go_on_with_the_old_ones(world: Figure1) -> None:
+    side = world.gateway.router_side
+    assert side is not None
+    side.plan(side.interface)
+    nat = next(line for line in world.gateway.listing().splitlines() if line.startswith("00050 set 0"))
+    world.gateway.ipfw("delete 50", f"add 60 {nat.partition(' set 0 ')[2]}")
+    with pytest.raises(RestartNeeded):
+        side.plan(side.interface)
+    world.gateway.ipfw("delete 60", f"add 50 {nat.partition(' set 0 ')[2]}")
+
+
+def test_a_router_taken_out_of_the_table_is_put_in_again(world: Figure1, caplog: pytest.LogCaptureFixture) -> None:
+    resolve(world, world.en, Endpoint(G1, 40053))
+    side = world.en.en_side
+    assert side is not None
+    world.en.ipfw("table natf_peers flush")
+    side.looked({"table": ()}, world.now)
+    assert "203.0.113.1/32" in world.en.listing()
+    assert "put in again" in caplog.text
+
+
+def test_routers_nobody_knows_any_more_leave_the_table() -> None:
+    world = Figure1().start(quarantine=1.0)
+    resolve(world, world.en, Endpoint(G1, 40053))
+    side, node = world.en.en_side, world.en.en
+    assert side is not None
+    assert node is not None
+    side.keep(node.core.routers())
+    assert "203.0.113.1/32" in world.en.listing()
+    world.pass_time(120)
+    side.keep(node.core.routers())
+    assert "203.0.113.1/32" not in world.en.listing()
+
+
+class Figure3(World):
+    """Two homes with equal private networks, each behind a router that has both parts of natf."""
+
+    CORE = "203.0.113.254"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.routers = [self._home(number) for number in (1, 2)]
+        server = self.box("dns", {"ext": ("public", "203.0.113.53")})
+        addresses = {f"home{number}.example.net": parse_address(f"203.0.113.{number}") for number in (1, 2)}
+        self.serve(server, name_server(addresses))
+
+    def _home(self, number: int) -> Box:
+        router = self.box(
+            f"router{number}",
+            {"wan": ("public", f"203.0.113.{number}"), "lan": (f"home{number}", "192.168.0.1")},
+            forwarding=True,
+            gateway=(self.CORE, "wan"),
+        )
+        inside = self.box(f"host{number}", {"eth0": (f"home{number}", "192.168.0.2")}, gateway=("192.168.0.1", "eth0"))
+        self.serve(inside, echo(f"host{number}", ALICE))
+        self.start_natd(router, "wan")
+        return router
+
+    def start(self) -> Figure3:
+        for number, router in enumerate(self.routers, 1):
+            self.start_router(router, ROUTER, f"host{number} 192.168.0.2 allow\n")
+            domains = (f"home{3 - number}.example.net",)
+            self.start_en(router, EnConfig(domains, interface="wan", resolvers=(SERVER,)))
+        return self
+
+
+class Caller:
+    """A program on an inside host: what it is answered is kept apart from what its server answers."""
+
+    def __init__(self, world: World, box: Box, source: Endpoint) -> None:
+        self._world, self._box = world, box
+        self.source = source
+        self.got: list[bytes] = []
+        server = world._servers[box.name]
+
+        def serve(data: bytes) -> list[bytes]:
+            flow = packet.flow_of(data)
+            ours = (flow is not None and flow.destination.port in (source.port, 40053)) or data[9] == Protocol.ICMP
+            if ours:
+                self.got.append(data)
+            return [] if ours else server(data)
+
+        world.serve(box, serve)
+
+    def resolve(self, name: str) -> Address:
+        query = dns.message.make_query(name, "A")
+        client = Endpoint(self.source.address, 40053)
+        self._world.send(self._box, build.udp(client, Endpoint(SERVER, 53), query.to_wire()))
+        (record,) = dns.message.from_wire(self.got.pop()[28:]).answer
+        return parse_address(record[0].address)
+
+    def send(self, data: bytes | bytearray) -> list[bytes]:
+        self._world.send(self._box, data)
+        got, self.got = self.got, []
+        return got
+
+
+def test_private_to_private_with_equal_networks() -> None:
+    world = Figure3()
+    before = [router.listing() for router in world.routers]
+    world.start()
+    for number in (1, 2):
+        caller = Caller(world, world.boxes[f"host{number}"], Endpoint(ALICE, 40000 + number))
+        virtual = Endpoint(caller.resolve(f"host{3 - number}.home{3 - number}.example.net"), 5000)
+        assert virtual.address[0] == 240
+        for text in (b"one", b"two"):
+            (answer,) = caller.send(build.udp(caller.source, virtual, text))
+            assert packet.flow_of(answer) == Flow(Protocol.UDP, virtual, caller.source)
+            assert answer[28:] == f"host{3 - number}: ".encode() + text
+        (answer,) = caller.send(syn(caller.source, virtual))
+        assert packet.tcp_flags(answer) == packet.TCP_SYN | packet.TCP_ACK
+    assert "pseudo-packet" not in kinds(world, "public")
+    for router in world.routers:
+        router.undo("en")
+        assert runner.undo(router.plans["router"].undo, router.programs.run) == []
+    assert [router.listing() for router in world.routers] == before
+
+
+def test_an_inside_host_is_refused_at_once_too() -> None:
+    world = Figure3().start()
+    caller = Caller(world, world.boxes["host1"], Endpoint(ALICE, 40001))
+    virtual = Endpoint(caller.resolve("nobody.home2.example.net"), 80)
+    (answer,) = caller.send(syn(caller.source, virtual))
+    assert packet.flow_of(answer) == Flow(Protocol.TCP, virtual, caller.source)
+    assert packet.tcp_flags(answer) & packet.TCP_RST
