@@ -67,6 +67,11 @@ class EnConfig:
     keys: dict[str, Key] = field(default_factory=dict)
     """Home domain -> key its router knows."""
 
+    @property
+    def virtual_network(self) -> str:
+        """The network of all virtual addresses, "240.0.0.0/8"."""
+        return f"{self.virtual_prefix}.0.0.0/8"
+
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:

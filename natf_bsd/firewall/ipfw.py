@@ -14,7 +14,7 @@ from typing import Final
 
 from natf_bsd.divert.host import holder_of, is_held
 from natf_bsd.firewall.command import Check, Command, Judge
-from natf_bsd.firewall.ipfw_nat import NatRule, find_nat, no_nat
+from natf_bsd.firewall.ipfw_nat import NatRule, find_nat
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
 from natf_bsd.firewall.ipfw_rules import EN_SET, MARK, ROUTER_SET, STAND_IN_SET, Rule, parse_rules, parse_tables
 from natf_bsd.natd_bridge.pseudo import CAPTURED_TTL, PSEUDO_IDENT
@@ -25,6 +25,7 @@ __all__ = [
     "LIST_RULES",
     "LIST_TABLES",
     "PEERS_TABLE",
+    "PF_LOOPS_SINCE",
     "ROUTER_SET",
     "STAND_IN_SET",
     "EnFirewall",
@@ -39,7 +40,6 @@ __all__ = [
     "en_undo",
     "find_nat",
     "judge_listing",
-    "no_nat",
     "not_in_use",
     "parse_rules",
     "parse_tables",
@@ -60,11 +60,16 @@ LIST_RULES: Final = Command(("ipfw", "-S", "list"))
 LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
 """Its output is for `parse_tables`."""
 
+PF_LOOPS_SINCE: Final = 1_400_000
+"""kern.osreldate of the first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3)."""
+
 _SOCKETS: Final = "# sockets\n"
 _WHO_READS: Final = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
 _SYNTAX_ONLY: Final = ("ipfw", "-n", "-q", "/dev/stdin")
-# The first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3).
-_PF_LOOPS_SINCE: Final = 1400000
+# Up to 12 the slow way of forwarding, which that setting chooses, refuses class E (FREEBSD.md 6). Prints nothing after.
+_REDIRECT: Final = Command(
+    ("sh", "-c", '[ "$(sysctl -n kern.osreldate)" -ge 1300000 ] || sysctl -n net.inet.ip.redirect')
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +236,8 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
 def probe_en(fw: EnFirewall) -> list[Check]:
     """What must hold before `en_rules` is worth trying."""
     nat = fw.places.nat
-    return [*_probe(fw.interface, _en_lines(fw)), *(_probe_nat(nat) if nat is not None else [])]
+    inside = [Check(_REDIRECT, _judge_redirect), *_probe_nat(nat)] if nat is not None else []
+    return [*_probe(fw.interface, _en_lines(fw)), *inside]
 
 
 def _probe(interface: str, lines: Iterable[str]) -> list[Check]:
@@ -280,7 +286,7 @@ def _judge_syntax(status: int, output: str) -> str | None:
 def _pf_state(interface: str) -> Command:
     """Prints nothing where pf does no harm: before 14, and where it is off or away."""
     lines = (
-        f'[ "$(sysctl -n kern.osreldate)" -ge {_PF_LOOPS_SINCE} ] || exit 0',
+        f'[ "$(sysctl -n kern.osreldate)" -ge {PF_LOOPS_SINCE} ] || exit 0',
         "pfctl -s info 2>/dev/null | grep '^Status: Enabled' || exit 0",
         f"pfctl -s Interfaces -v -i {shlex.quote(interface)}",
     )
@@ -301,6 +307,15 @@ def _pf_judge(interface: str) -> Judge:
         )
 
     return judge
+
+
+def _judge_redirect(status: int, output: str) -> str | None:
+    if output.strip() in ("", "0"):
+        return None
+    return (
+        f"net.inet.ip.redirect is {output.strip()}, so that before FreeBSD 13 packets of inside hosts to virtual"
+        " addresses are not forwarded: set net.inet.ip.redirect=0 (sysctl, /etc/sysctl.conf)"
+    )
 
 
 def not_in_use(role: str) -> Check:

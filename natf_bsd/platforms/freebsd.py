@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 from natf_bsd.config import EnConfig, RouterConfig
@@ -26,7 +26,7 @@ from natf_bsd.ops.interfaces import Interface, outer_on_freebsd, route_to
 from natf_bsd.ops.loop import monotonic, precise
 from natf_bsd.ops.process import Run, run_process
 from natf_bsd.platforms import EnPorts, RouterPorts
-from natf_bsd.types import Address, Direction, parse_address
+from natf_bsd.types import Address, Direction, format_address, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,19 @@ _PRIVATE = parse_address("10.255.255.254")
 
 
 class FreeBsd:
-    """See `Platform`. `calls`, `host` and `run` are for a model kernel."""
+    """See `Platform`. `calls`, `host`, `run` and the clock `now` are for a model kernel."""
 
-    def __init__(self, *, calls: SystemCalls | None = None, host: Host | None = None, run: Run = run_process) -> None:
+    def __init__(
+        self,
+        *,
+        calls: SystemCalls | None = None,
+        host: Host | None = None,
+        run: Run = run_process,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
         self.settings = SysctlProgram(run)
         self.run = run
+        self.now = now
         self._calls = calls
         self._host = host or Host()
 
@@ -60,7 +68,7 @@ class FreeBsd:
     def en_places(self, config: EnConfig, interface: Interface) -> EnPlaces:
         """Where our rules go among those that are there now."""
         rules, tables = self._firewall()
-        return ipfw.en_places(rules, interface, prefix_of(config), tables)
+        return ipfw.en_places(rules, interface, config.virtual_network, tables)
 
     def router_places(self, interface: Interface) -> RouterPlaces:
         """As `en_places`."""
@@ -131,7 +139,7 @@ class FreeBsdEn:
         self._planned = True
         rules = ipfw.EnFirewall(
             interface=interface.name,
-            prefix=prefix_of(config),
+            prefix=config.virtual_network,
             dns_queue=config.dns_queue,
             query_queue=config.query_queue,
             out_queue=config.out_queue,
@@ -162,9 +170,9 @@ class FreeBsdEn:
         self._change(new, old)
 
     def looked(self, found: Listing, now: float) -> None:
-        """What somebody took out of the table comes back."""
-        there = {parse_address(line.split()[0].partition("/")[0]) for line in found.get("table", ())}
-        if missing := self._admitted - there:
+        """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours."""
+        there = {line.split()[0].partition("/")[0] for line in found.get("table", ())}
+        if missing := {router for router in self._admitted if format_address(router) not in there}:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)
             self._change(missing, ())
 
@@ -266,12 +274,7 @@ class FreeBsdRouter:
     def _keep_alive(self) -> KeepAlive | None:
         if not needs_keep_alive(self._system.release()):
             return None
-        return KeepAlive(self.interface.address, self.proof[1], monotonic())
-
-
-def prefix_of(config: EnConfig) -> str:
-    """The external node's virtual addresses."""
-    return f"{config.virtual_prefix}.0.0.0/8"
+        return KeepAlive(self.interface.address, self.proof[1], self._system.now())
 
 
 def _neighbour(interface: Interface, run: Run) -> Address:

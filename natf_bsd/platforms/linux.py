@@ -67,7 +67,7 @@ class LinuxEn:
         """Its rules go by address and mark, whatever the `interface`."""
         config = self._config
         rules = linux.EnFirewall(
-            prefix=f"{config.virtual_prefix}.0.0.0/8",
+            prefix=config.virtual_network,
             dns_queue=config.dns_queue,
             out_queue=config.out_queue,
             in_queue=config.in_queue,

@@ -171,9 +171,11 @@ def test_what_is_looked_at_before_rules_are_set() -> None:
         "sysctl -n net.inet.ip.forwarding",
         "sysctl -n net.inet.ip.fw.one_pass",
     ]
-    assert commands_of(ipfw.probe_en(HOST)) == commands_of(ipfw.probe_en(GATEWAY)) == [*common, *pf]
+    assert commands_of(ipfw.probe_en(HOST)) == [*common, *pf]
+    redirect = 'sh -c [ "$(sysctl -n kern.osreldate)" -ge 1300000 ] || sysctl -n net.inet.ip.redirect'
+    assert commands_of(ipfw.probe_en(GATEWAY)) == [*common, *pf, redirect]
     kernel = replace(HOST, places=ipfw.en_places(rules(KERNEL_NAT + OPEN), OUTER, PREFIX))
-    assert commands_of(ipfw.probe_en(kernel)) == [*common, *pf, "sysctl -n net.inet.ip.fw.one_pass"]
+    assert commands_of(ipfw.probe_en(kernel)) == [*common, *pf, redirect, "sysctl -n net.inet.ip.fw.one_pass"]
 
 
 def test_the_syntax_of_exactly_the_rules_is_looked_at() -> None:
@@ -283,6 +285,21 @@ def test_pf_next_to_ipfw_is_refused_where_it_loops(
     assert (problem is not None) == refused
     if problem:
         assert "expected `set skip on em0` in /etc/pf.conf" in problem
+
+
+@pytest.mark.parametrize(
+    ("release", "redirect", "refused"),
+    [("1201000", "1", True), ("1201000", "0", False), ("1302001", "1", False), ("1402000", "1", False)],
+)
+def test_a_release_that_forwards_no_class_e_is_refused_on_the_nat_box(
+    programs: Programs, release: str, redirect: str, refused: bool
+) -> None:
+    answers = f'case "$2" in kern.osreldate) echo {release} ;; net.inet.ip.redirect) echo {redirect} ;; esac'
+    (check,) = [check for check in ipfw.probe_en(GATEWAY) if "redirect" in check.command.argv[-1]]
+    problem = check.judge(*run(check.command.argv, programs({"sysctl": answers})))
+    assert (problem is not None) == refused
+    if problem:
+        assert problem.endswith("set net.inet.ip.redirect=0 (sysctl, /etc/sysctl.conf)")
 
 
 LISTING = """\
