@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from natf_bsd.divert.host import holder_of, is_held
-from natf_bsd.firewall.command import Check, Command, Judge
+from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
 from natf_bsd.firewall.ipfw_nat import NatRule, find_nat
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
 from natf_bsd.firewall.ipfw_rules import EN_SET, MARK, ROUTER_SET, STAND_IN_SET, Rule, parse_rules, parse_tables
@@ -22,6 +22,7 @@ from natf_bsd.types import Address, format_address
 
 __all__ = [
     "EN_SET",
+    "EN_SETTINGS",
     "LIST_RULES",
     "LIST_TABLES",
     "PEERS_TABLE",
@@ -62,6 +63,10 @@ LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
 
 PF_LOOPS_SINCE: Final = 1_400_000
 """kern.osreldate of the first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3)."""
+
+EN_SETTINGS: Final = (Sysctl("net.inet.tcp.tso", "0", optional=True),)
+"""Programs of a host that is diverted itself must not hand over segments larger than the MTU: what is written back is
+not cut up again (FREEBSD.md 1.6)."""
 
 _SOCKETS: Final = "# sockets\n"
 _WHO_READS: Final = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
@@ -351,7 +356,8 @@ def router_look(fw: RouterFirewall) -> tuple[str, ...]:
 def en_look(fw: EnFirewall) -> tuple[str, ...]:
     """As `router_look`, for `en_rules`."""
     table = f"echo '# table'; ipfw table {PEERS_TABLE} list 2>/dev/null || true"
-    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table)
+    settings = f"echo '# settings'; sysctl -n {' '.join(setting.name for setting in EN_SETTINGS)} 2>/dev/null"
+    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings)
 
 
 def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:
@@ -365,10 +371,20 @@ def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[s
         f"echo '# rules'; printf '%s\\n' \"$rules\" | sed -n -e 's/^# //' {words}",
         *(_look_at_nat(nat) if nat is not None else ()),
         *more,
+        f"echo '# pf'; {_look_at_pf(interface)}",
         # Without an address the interface may be away altogether.
         f"echo '# address'; ifconfig {shlex.quote(interface)} inet 2>/dev/null || true",
     )
     return ("sh", "-c", "\n".join(lines))
+
+
+def _look_at_pf(interface: str) -> str:
+    """A line if pf has come to the interface since: then packets go round for ever, and natf is not to blame."""
+    return (
+        f'[ "$(sysctl -n kern.osreldate)" -ge {PF_LOOPS_SINCE} ]'
+        " && pfctl -s info 2>/dev/null | grep -q '^Status: Enabled'"
+        f" && ! pfctl -s Interfaces -v -i {shlex.quote(interface)} 2>/dev/null | grep -q '(skip)' && echo active"
+    )
 
 
 def _look_at_nat(nat: NatRule) -> list[str]:

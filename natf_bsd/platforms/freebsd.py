@@ -14,7 +14,6 @@ from natf_bsd.divert.own import DivertedControl, OwnPackets
 from natf_bsd.divert.syscalls import SystemCalls
 from natf_bsd.errors import CommandFailed, NatfError, RestartNeeded
 from natf_bsd.firewall import ipfw, runner
-from natf_bsd.firewall.command import Sysctl
 from natf_bsd.firewall.guard import Listing
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces
 from natf_bsd.firewall.ipfw_rules import Tables
@@ -29,10 +28,6 @@ from natf_bsd.platforms import EnPorts, RouterPorts
 from natf_bsd.types import Address, Direction, format_address, parse_address
 
 log = logging.getLogger(__name__)
-
-# Programs of a host that is diverted itself must not hand over segments larger than the MTU: what is written back is
-# not cut up again (FREEBSD.md 1.6).
-_NO_TSO = Sysctl("net.inet.tcp.tso", "0", optional=True)
 
 # natd -unregistered_only translates private addresses alone (RFC 1918).
 _PRIVATE = parse_address("10.255.255.254")
@@ -151,7 +146,7 @@ class FreeBsdEn:
             "en",
             ipfw.probe_en(rules),
             ipfw.en_rules(rules, self._admitted),
-            [_NO_TSO],
+            list(ipfw.EN_SETTINGS),
             ipfw.en_undo(),
             ipfw.en_look(rules),
             ipfw.stand_in(),

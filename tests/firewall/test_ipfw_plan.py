@@ -329,7 +329,9 @@ case "$*" in
 esac"""
     pgrep = "[ \"$*\" = '-x natd' ] && echo 711"
     ifconfig = f"[ \"$*\" = 'em0 inet' ] && echo '{IFCONFIG}'"
-    return programs({"ipfw": ipfw_script, "pgrep": pgrep, "ifconfig": ifconfig})
+    sysctl = "case $2 in kern.osreldate) echo 1402000 ;; net.inet.tcp.tso) echo 0 ;; *) exit 1 ;; esac"
+    pfctl = "exit 1"
+    return programs({"ipfw": ipfw_script, "pgrep": pgrep, "ifconfig": ifconfig, "sysctl": sysctl, "pfctl": pfctl})
 
 
 def test_a_look_at_the_router_shows_its_rules_the_nat_and_the_address(freebsd: dict[str, str]) -> None:
@@ -339,6 +341,7 @@ def test_a_look_at_the_router_shows_its_rules_the_nat_and_the_address(freebsd: d
         "rules": tuple(LISTING.splitlines()[1:3]),
         "nat": ("00050 12 3456 divert 8668 ip4 from any to any via em0",),
         "natd": ("711",),
+        "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
     assert guard.judge(guard.read(output), guard.read(output), OUTER.address) == guard.Finding((), OUTER.address)
@@ -353,6 +356,8 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
             "00053 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf",
         ),
         "table": ("198.51.100.1/32 0",),
+        "settings": ("0",),
+        "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
     gateway = guard.read(run(ipfw.en_look(GATEWAY), freebsd)[1])
@@ -363,10 +368,39 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
 def test_a_look_that_finds_nothing_is_no_failure_and_one_that_cannot_list_is(programs: Programs) -> None:
     nothing = {"ipfw": '[ "$*" = "-S list" ]', "pgrep": "exit 1", "ifconfig": "exit 1"}
     status, output = run(ipfw.router_look(ROUTER), programs(nothing))
-    assert (status, guard.read(output)) == (0, {"rules": (), "nat": (), "natd": (), "address": ()})
+    assert (status, guard.read(output)) == (0, {"rules": (), "nat": (), "natd": (), "pf": (), "address": ()})
     status, output = run(ipfw.en_look(GATEWAY), programs(nothing | {"ipfw": "exit 71"}))
     assert (status, output) == (71, "")
 
 
 def test_natd_is_not_looked_for_where_the_kernel_translates(freebsd: dict[str, str]) -> None:
     assert "natd" not in guard.read(run(ipfw.router_look(KERNEL_ROUTER), freebsd)[1])
+
+
+@pytest.mark.parametrize(
+    ("release", "info", "skip", "found"),
+    [
+        (1402000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", "", ("active",)),
+        (1402000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", " (skip)", ()),
+        (1402000, "Status: Disabled                              Debug: Urgent", "", ()),
+        (1302000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", "", ()),
+    ],
+)
+def test_a_pf_that_comes_to_the_interface_is_seen_at_the_next_look(
+    programs: Programs, release: int, info: str, skip: str, found: tuple[str, ...]
+) -> None:
+    """Its uptime is no part of what is compared, or every look would find a change."""
+    interfaces = f'[ "$*" = "-s Interfaces -v -i em0" ] && echo "em0{skip}"'
+    stand_ins = {
+        "ipfw": "exit 0",
+        "ifconfig": "exit 0",
+        "pgrep": "exit 1",
+        "sysctl": f"echo {release}",
+        "pfctl": f'[ "$*" = "-s info" ] && echo "{info}" || {{ {interfaces}; }}',
+    }
+    status, output = run(ipfw.router_look(ROUTER), programs(stand_ins))
+    assert status == 0
+    assert guard.read(output)["pf"] == found
+    before = guard.read(output) | {"pf": ()}
+    changed = guard.judge(before, guard.read(output), OUTER.address).changed
+    assert [text.partition(",")[0] for text in changed] == ["pf" for _ in found]
