@@ -233,6 +233,7 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     """What must hold before `router_rules` is worth trying."""
     return [
         *_probe(fw.interface, _router_lines(fw)),
+        not_in_use("router", {fw.control_queue, fw.capture_queue}),
         _setting("net.inet.ip.forwarding", "1", "this host does not forward IPv4 packets, as any router must"),
         *_probe_nat(fw.places.nat),
     ]
@@ -242,7 +243,8 @@ def probe_en(fw: EnFirewall) -> list[Check]:
     """What must hold before `en_rules` is worth trying."""
     nat = fw.places.nat
     inside = [Check(_REDIRECT, _judge_redirect), *_probe_nat(nat)] if nat is not None else []
-    return [*_probe(fw.interface, _en_lines(fw)), *inside]
+    own = {fw.dns_queue, fw.query_queue, fw.out_queue, fw.in_queue, fw.control_queue}
+    return [*_probe(fw.interface, _en_lines(fw)), not_in_use("en", own), *inside]
 
 
 def _probe(interface: str, lines: Iterable[str]) -> list[Check]:
@@ -323,21 +325,22 @@ def _judge_redirect(status: int, output: str) -> str | None:
     )
 
 
-def not_in_use(role: str) -> Check:
+def not_in_use(role: str, own: Collection[int] = ()) -> Check:
     """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a divert port
-    they name. The lock in run_dir can't tell that: another daemon may have another run_dir.
+    they name, other than the ports `own`. The lock in run_dir can't tell that: another daemon may have another run_dir,
+    and the rules are for all alike.
     """
-    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role))
+    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role, frozenset(own)))
 
 
-def _owner_judge(role: str) -> Judge:
+def _owner_judge(role: str, own: Collection[int]) -> Judge:
     sets = {EN_SET, STAND_IN_SET} if role == "en" else {ROUTER_SET}
 
     def judge(status: int, output: str) -> str | None:
         listing, _, sockets = output.partition(_SOCKETS)
         bodies = [rule.body for rule in parse_rules(listing) if rule.is_ours and rule.set in sets]
         ports = {int(words[1]) for body in bodies if (words := body.split())[0] == "divert" and words[1].isdigit()}
-        held = sorted(port for port in ports if is_held(port, sockets))
+        held = sorted(port for port in ports.difference(own) if is_held(port, sockets))
         if not held:
             return None
         who = holder_of(held[0], sockets) or "a process"

@@ -135,7 +135,7 @@ class Demo:
     def _file(self) -> None:
         copy = self._lab.run_dir / "big"
         began = time.monotonic()
-        done = self._lab.exec("en", [*_CURL, "-o", str(copy), "http://alice.home.example.net/big"])
+        done = self._lab.exec("en", [*_CURL, "--max-time", "55", "-o", str(copy), "http://alice.home.example.net/big"])
         seconds = time.monotonic() - began
         good = done.returncode == 0 and digest(copy) == services.big_digest("alice")
         size = copy.stat().st_size if copy.exists() else 0

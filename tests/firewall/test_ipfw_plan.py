@@ -161,9 +161,12 @@ def judged(checks: list[Check], start: str, status: int, output: str) -> str | N
     return check.judge(status, output)
 
 
+WHO_READS = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
+
+
 def test_what_is_looked_at_before_rules_are_set() -> None:
     common = ["ipfw -S list", "ipfw -n -q /dev/stdin", "sysctl -n net.inet.ip.fw.enable"]
-    pf = ['sh -c [ "$(sysctl -n kern.osreldate)" -ge 1400000 ] || exit 0']
+    pf = ['sh -c [ "$(sysctl -n kern.osreldate)" -ge 1400000 ] || exit 0', f"sh -c {WHO_READS}"]
     assert commands_of(ipfw.probe_router(ROUTER)) == [*common, *pf, "sysctl -n net.inet.ip.forwarding"]
     assert commands_of(ipfw.probe_router(KERNEL_ROUTER)) == [
         *common,
@@ -300,6 +303,40 @@ def test_a_release_that_forwards_no_class_e_is_refused_on_the_nat_box(
     assert (problem is not None) == refused
     if problem:
         assert problem.endswith("set net.inet.ip.redirect=0 (sysctl, /etc/sysctl.conf)")
+
+
+SOCKSTAT = """\
+USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS
+root     python3.11 711   5   div4   *:8701                *:*
+?        ?          ?     ?   div4   *:8712                *:*
+"""
+
+
+@pytest.mark.parametrize(
+    ("checks", "holder"),
+    [
+        (
+            lambda: ipfw.probe_router(replace(ROUTER, control_queue=1, capture_queue=2)),
+            "python3.11 (process 711 of root)",
+        ),
+        (lambda: ipfw.probe_en(replace(HOST, in_queue=3)), "a process"),
+    ],
+    ids=["router", "en"],
+)
+def test_the_rules_of_a_daemon_that_lives_are_not_taken_from_it(
+    programs: Programs, checks: Callable[[], list[Check]], holder: str
+) -> None:
+    """One with another run_dir and other ports: neither the lock nor the ports keep the second one off."""
+    listing = ROUTER_BATCH + HOST_BATCH
+    printed = "".join(f"{line.removeprefix('add ')}\n" for line in listing.splitlines() if line.startswith("add"))
+    environment = programs({"ipfw": f"cat <<'END'\n{printed}END", "sockstat": f"cat <<'END'\n{SOCKSTAT}END"})
+    (check,) = [check for check in checks() if "sockstat" in check.command.argv[-1]]
+    problem = check.judge(*run(check.command.argv, environment))
+    assert problem is not None
+    assert f"is running with another run_dir ({holder} holds divert port 87" in problem
+    for own in ipfw.probe_router(ROUTER), ipfw.probe_en(HOST):
+        (check,) = [check for check in own if "sockstat" in check.command.argv[-1]]
+        assert check.judge(*run(check.command.argv, environment)) is None, "the ports of this daemon itself"
 
 
 LISTING = """\
