@@ -29,11 +29,14 @@ class _Key(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
-    and a forger has not the rest of ten seconds to try all ids)."""
+    and a forger has not the rest of ten seconds to try all ids). `again`: it was put once more, for a longer answer;
+    `plain`: by somebody who does not know EDNS."""
 
     key: _Key
     deadline: float
     answered: bool = False
+    again: bool = False
+    plain: bool = False
 
 
 class Queries:

@@ -11,6 +11,8 @@ CLASS_IN = 1
 LABEL_MAXIMUM, NAME_MAXIMUM = 63, 255  # RFC 1035 section 2.3.4
 
 _TAIL = struct.Struct("!HH")  # type, class
+_RD, _CD = 0x0100, 0x0010
+_ROOMY = b"\0" + struct.pack("!HHIH", 41, 4096, 0, 0)  # an OPT record (RFC 6891 6.1.2, 6.2.5), its DO bit not set
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,13 @@ class Question:
     type: int
     klass: int
     end: int
+
+
+def longer_answer_wanted(answer: bytes, question: Question) -> bytes:
+    """The query whose answer was `answer`, truncated: with room for a longer one, and without DNSSEC to fill it."""
+    (flags,) = struct.unpack_from("!H", answer, 2)
+    header = HEADER.pack(question.ident, flags & (_RD | _CD), 1, 0, 0, 1)
+    return header + answer[HEADER.size : question.end] + _ROOMY
 
 
 def read_question(data: bytes, *, answer: bool) -> Question | None:

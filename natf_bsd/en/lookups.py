@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 
 from natf_bsd.config import EnConfig
 from natf_bsd.counters import Counters
-from natf_bsd.dns import carrier
+from natf_bsd.dns import carrier, reverse
 from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.queries import Queries, Query
-from natf_bsd.dns.question import CLASS_IN, Question, read_question
-from natf_bsd.dns.rewrite import Outcome, rewrite
-from natf_bsd.effects import Admit, Drop, Effect, Save, Send
+from natf_bsd.dns.question import CLASS_IN, Question, longer_answer_wanted, read_question
+from natf_bsd.dns.rewrite import Outcome, rewrite, without_options
+from natf_bsd.effects import Admit, Drop, Effect, Inject, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.nrt import NameRelation, NameTable
 from natf_bsd.types import Address, Direction, Flow, Name, Packet
+from natf_bsd.wire import build
 from natf_bsd.wire import packet as wire
 
 _LOOPBACK = frozenset(("lo", "lo0"))  # Linux, FreeBSD
@@ -33,6 +34,7 @@ _SENT = {
     Outcome.ALREADY: "dns.sent.already",
     Outcome.UNCHANGED: "dns.sent.unchanged",
     Outcome.FAILED: "dns.sent.failed",
+    Outcome.TRUNCATED: "dns.sent.truncated",
     Outcome.REBINDING: "dns.sent.rebinding",
 }
 
@@ -77,6 +79,9 @@ class Lookups:
 
     def _query(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         question = read_question(message, answer=False)
+        address = reverse.virtual_address(question, self._names.virtual) if question is not None else None
+        if question is not None and address is not None:
+            return self._reverse(packet, flow, message, question, address, now)
         if question is None or question.klass != CLASS_IN or self._homes.split(question.name) is None:
             return self._pass(packet, "dns.sent.query_not_ours")
         if flow.destination.address not in self.resolvers:
@@ -86,12 +91,30 @@ class Lookups:
         kept = self._queries.remember(flow.source, flow.destination, question, now)
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
+    def _reverse(
+        self, packet: Packet, flow: Flow, message: bytes, question: Question, address: Address, now: float
+    ) -> list[Effect]:
+        """Whichever server is asked: the query does not leave, and the answer comes as if from there."""
+        relation = self._names.by_virtual(address)
+        if relation is None:
+            self._counters.add("dns.drop.reverse_unknown")
+            answer = reverse.answer(message, question, None, 0)
+        else:
+            self._counters.add("dns.drop.reverse")
+            ttl = min(max(int(relation.expires - now), 0), self._maximum_ttl)
+            answer = reverse.answer(message, question, relation.name, ttl)
+        reply = build.udp(flow.destination, flow.source, answer)
+        # On loopback a packet cannot come from outside: there it goes out to come in (FREEBSD.md 1.6).
+        return [Drop(packet), Inject(bytes(reply), outward=_is_loopback(packet))]
+
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         learned: list[NameRelation] = []
         query: Query | None = None
+        about: Question | None = None
 
         def asked(question: Question) -> bool:
-            nonlocal query
+            nonlocal query, about
+            about = question
             query = self._queries.find(flow.destination, flow.source, question, now)
             return query is not None
 
@@ -114,21 +137,36 @@ class Lookups:
             relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
-            local=packet.interface in _LOOPBACK or flow.source.address[0] == _LOOPBACK_NET,
+            local=_is_loopback(packet) or flow.source.address[0] == _LOOPBACK_NET,
             asked=asked,
         )
         if result.outcome is Outcome.UNASKED:
             self._counters.add("dns.drop.unasked")
             return [Drop(packet)]
-        if result.data is not message:
-            packet.data = carrier.replace_payload(packet.data, result.data)
+        if result.outcome is Outcome.TRUNCATED and about is not None and query is not None and not query.again:
+            query.again = True
+            query.plain = without_options(message) is message
+            return self._ask_again(packet, flow, message, about)
+        seen = without_options(result.data) if query is not None and query.plain else result.data
+        if seen is not message:
+            packet.data = carrier.replace_payload(packet.data, seen)
         admits = [Admit(relation.routers) for relation in learned]
         saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in learned]
         return [*admits, *self._pass(packet, _SENT[result.outcome]), *saves]
 
+    def _ask_again(self, packet: Packet, flow: Flow, message: bytes, question: Question) -> list[Effect]:
+        """In the program's stead, which would do it over TCP: by the same ports, so that the answer finds it."""
+        self._counters.add("dns.drop.truncated")
+        longer = build.udp(flow.destination, flow.source, longer_answer_wanted(message, question))
+        return [Drop(packet), Inject(bytes(longer), outward=True)]
+
     def _pass(self, packet: Packet, counter: str) -> list[Effect]:
         self._counters.add(counter)
         return [Send(packet)]
+
+
+def _is_loopback(packet: Packet) -> bool:
+    return packet.interface in _LOOPBACK
 
 
 def _is_query(packet: Packet, flow: Flow) -> bool:

@@ -65,6 +65,7 @@ class EnNode:
             "out": self._ports.out.counters,
             "in": self._ports.inward.counters,
             "injector": self._ports.injector.counters,
+            "outward": self._ports.outward.counters,
             "control": self._ports.control.counters,
         }
 
@@ -103,7 +104,7 @@ class EnNode:
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
             elif isinstance(effect, Inject):
-                self._ports.injector.send(effect.data)
+                (self._ports.outward if effect.outward else self._ports.injector).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             elif isinstance(effect, Admit):

@@ -115,12 +115,13 @@ class FreeBsdEn:
             interface=self.interface.name,
             address=self._address,
         )
+        outward = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.queries)
         requests = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.request_after)
         replies = self._system.backend(config.control_queue, Direction.IN)
-        for one in (injector, requests, replies):
+        for one in (injector, outward, requests, replies):
             stack.callback(one.close)
         control = DivertedControl(replies, requests, self._address)
-        return EnPorts((answers, queries), out, inward, injector, control)
+        return EnPorts((answers, queries), out, inward, injector, outward, control)
 
     def plan(self, interface: Interface) -> Plan:
         config = self._config
