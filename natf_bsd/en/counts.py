@@ -20,7 +20,7 @@ COUNTERS: dict[str, str] = {
     "dns.sent.rebinding": "answers about other names with a virtual address in them; turned into SERVFAIL",
     "dns.sent.not_dns": "packets to or from port 53 that are no whole UDP datagram, passed on",
     "dns.drop.unasked": "answers about our names that fit no query of this host: forged, or late",
-    "dns.drop.truncated": "truncated answers about our names; asked for again with more room, lest programs do it by TCP",
+    "dns.drop.truncated": "truncated answers about our names; asked for again with more room, lest a program use TCP",
     "dns.drop.reverse": "queries for the name of a virtual address, answered here",
     "dns.drop.reverse_unknown": "the same about a virtual address that stands for no name; answered by NXDOMAIN",
     "out.received": "packets to virtual addresses the kernel handed over",

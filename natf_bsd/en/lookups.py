@@ -104,8 +104,8 @@ class Lookups:
             ttl = min(max(int(relation.expires - now), 0), self._maximum_ttl)
             answer = reverse.answer(message, question, relation.name, ttl)
         reply = build.udp(flow.destination, flow.source, answer)
-        # On loopback a packet cannot come from outside: there it goes out to come in (FREEBSD.md 1.6).
-        return [Drop(packet), Inject(bytes(reply), outward=_is_loopback(packet))]
+        # FreeBSD takes no packet from outside whose source is its own; out by lo0 it may go, and comes in.
+        return [Drop(packet), Inject(bytes(reply), outward=_is_within(flow))]
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         learned: list[NameRelation] = []
@@ -137,7 +137,7 @@ class Lookups:
             relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
-            local=_is_loopback(packet) or flow.source.address[0] == _LOOPBACK_NET,
+            local=packet.interface in _LOOPBACK or flow.source.address[0] == _LOOPBACK_NET,
             asked=asked,
         )
         if result.outcome is Outcome.UNASKED:
@@ -165,8 +165,10 @@ class Lookups:
         return [Send(packet)]
 
 
-def _is_loopback(packet: Packet) -> bool:
-    return packet.interface in _LOOPBACK
+def _is_within(flow: Flow) -> bool:
+    """Whether it does not leave this host: what goes to an address of one's own comes from that one."""
+    source, destination = flow.source.address, flow.destination.address
+    return source == destination or destination[0] == _LOOPBACK_NET
 
 
 def _is_query(packet: Packet, flow: Flow) -> bool:
