@@ -29,14 +29,14 @@ class _Key(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
-    and a forger has not the rest of ten seconds to try all ids). `again`: it was put once more, for a longer answer;
-    `plain`: by somebody who does not know EDNS."""
+    and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS; `again`: it
+    was put once more, for a longer answer."""
 
     key: _Key
     deadline: float
+    plain: bool
     answered: bool = False
     again: bool = False
-    plain: bool = False
 
 
 class Queries:
@@ -48,8 +48,8 @@ class Queries:
     def __len__(self) -> int:
         return len(self._table)
 
-    def remember(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> bool:
-        """`client` asks `server`, perhaps once more. False if the oldest question had to go for it: any program can ask
+    def remember(self, client: Endpoint, server: Endpoint, question: Question, plain: bool, now: float) -> bool:
+        """`client` asks `server`, perhaps once more, `plain` or not the first time. False if the oldest question had to go for it: any program can ask
         faster than answers come, and must not keep others from asking."""
         forgotten = False
         key = _key(client, server, question)
@@ -57,7 +57,7 @@ class Queries:
         if known is None:
             while len(self._table) >= self._table.maximum:
                 forgotten |= bool(self._table.expire(math.inf, limit=1))
-            self._table.insert(Query(key, now + LIFETIME))
+            self._table.insert(Query(key, now + LIFETIME, plain))
         else:
             known.deadline = now + LIFETIME
             known.answered = False

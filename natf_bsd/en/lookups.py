@@ -88,7 +88,8 @@ class Lookups:
             self.follow()
         if flow.destination.address not in self.resolvers:
             return self._pass(packet, "dns.sent.query_to_stranger")
-        kept = self._queries.remember(flow.source, flow.destination, question, now)
+        plain = without_options(message) is message
+        kept = self._queries.remember(flow.source, flow.destination, question, plain, now)
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _reverse(
@@ -145,9 +146,8 @@ class Lookups:
             return [Drop(packet)]
         if result.outcome is Outcome.TRUNCATED and about is not None and query is not None and not query.again:
             query.again = True
-            query.plain = without_options(message) is message
             return self._ask_again(packet, flow, message, about)
-        seen = without_options(result.data) if query is not None and query.plain else result.data
+        seen = without_options(result.data) if query is not None and query.again and query.plain else result.data
         if seen is not message:
             packet.data = carrier.replace_payload(packet.data, seen)
         admits = [Admit(relation.routers) for relation in learned]

@@ -47,6 +47,12 @@ def test_the_name_of_a_virtual_address_is_told_without_a_packet_on_the_wire(worl
     assert name_of(world, parse_address("240.9.9.9"), CLIENT, SERVER).rcode() == dns.rcode.NXDOMAIN
 
 
+def test_the_sites_firewall_need_not_have_been_opened_by_the_query(world: Figure1) -> None:
+    virtual = resolve(world, world.en, CLIENT)
+    world.en.ipfw("add 200 deny udp from any to me in recv ext")
+    assert name_of(world, virtual, CLIENT, SERVER).answer
+
+
 def test_a_truncated_answer_is_asked_for_again_and_never_seen(world: Figure1) -> None:
     asked = []
 
