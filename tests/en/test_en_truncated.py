@@ -39,7 +39,7 @@ def asked_again(bench) -> dns.message.Message:
 
 @pytest.mark.parametrize("edns", [False, True])
 def test_the_program_gets_the_virtual_address_and_hears_of_nothing_else(bench, edns: bool) -> None:
-    bench.ask(ALICE)
+    bench.ask(ALICE, edns=edns)
     assert bench.answered(answer(ROUTERS, room=512, edns=edns)) is None
     again = asked_again(bench)
     assert (again.id, again.payload) == (4711, 4096)
