@@ -43,6 +43,9 @@ _IPV4HINT, _IPV6HINT = 4, 6  # RFC 9460 section 14.3.2
 _PARAMETER = struct.Struct("!HH")  # key, length
 _IS_HINTING = re.compile(rb"\x00[\x40\x41]\x00\x01", re.DOTALL)  # type SVCB or HTTPS, class IN
 _EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
+ADDRESS_TYPES = frozenset((_A, *_EMPTIED_TYPES))
+"""What programs ask for to get addresses."""
+
 _POINTER = 0xC0  # RFC 1035 section 4.1.4
 _POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:240.1.2.3 is the IPv4 address to a socket as well (RFC 4291 2.5.5.2)
@@ -112,7 +115,7 @@ def rewrite(
     if not asked(question):
         return Rewritten(data, Outcome.UNASKED)
     _, flags, _, answers, _, _ = HEADER.unpack_from(data)
-    if question.type not in {_A, *_EMPTIED_TYPES}:
+    if question.type not in ADDRESS_TYPES:
         return Rewritten(data, Outcome.UNCHANGED)
     answer = _Answer(data, question)
     if flags & _TC:

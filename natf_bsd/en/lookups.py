@@ -13,13 +13,13 @@ from natf_bsd.counters import Counters
 from natf_bsd.dns import carrier, reverse
 from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.queries import Queries, Query
-from natf_bsd.dns.question import CLASS_IN, Question, longer_answer_wanted, read_question
-from natf_bsd.dns.rewrite import Outcome, rewrite, without_options
+from natf_bsd.dns.question import CLASS_IN, Question, longer_answer_wanted, questions_of_stream, read_question
+from natf_bsd.dns.rewrite import ADDRESS_TYPES, Outcome, rewrite, without_options
 from natf_bsd.effects import Admit, Drop, Effect, Inject, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.nrt import NameRelation, NameTable
-from natf_bsd.types import Address, Direction, Flow, Name, Packet
+from natf_bsd.types import Address, Direction, Flow, Name, Packet, Protocol
 from natf_bsd.wire import build
 from natf_bsd.wire import packet as wire
 
@@ -59,6 +59,8 @@ class Lookups:
         """A packet to a DNS server, or from one."""
         self._counters.add("dns.received")
         flow = wire.flow_of(packet.data)
+        if flow is not None and flow.protocol == Protocol.TCP and flow.destination.port == _DNS:
+            return self._segment(packet, flow)
         message = carrier.payload(packet.data)
         if flow is None or message is None:
             return self._pass(packet, "dns.sent.not_dns")
@@ -91,6 +93,27 @@ class Lookups:
         plain = without_options(message) is message
         kept = self._queries.remember(flow.source, flow.destination, question, plain, now)
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
+
+    def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
+        """Of TCP. Answers in a stream cannot be rewritten, so a query whose answer would tell the true address is
+        answered by the end of its connection. Both sides are told: a server may wait for it, and serve nobody else.
+        Truncated answers, the usual reason to use TCP, programs do not get to see."""
+        server = flow.destination.address
+        questions = [q for q in questions_of_stream(carrier.segment_payload(packet.data)) if self._is_for_address(q)]
+        if not questions:
+            return self._pass(packet, "dns.sent.tcp")
+        if server not in self.resolvers:
+            self.follow()
+        reset = build.reset_for(packet.data) if server in self.resolvers else None
+        if reset is None:
+            return self._pass(packet, "dns.sent.query_to_stranger")
+        sequence = wire.tcp_sequence(packet.data)
+        packet.data = build.tcp(flow.source, flow.destination, flags=wire.TCP_RST, sequence=sequence, window=0)
+        return [*self._pass(packet, "dns.sent.tcp_reset"), Inject(bytes(reset), outward=_is_within(flow))]
+
+    def _is_for_address(self, question: Question) -> bool:
+        is_ours = question.klass == CLASS_IN and self._homes.split(question.name) is not None
+        return is_ours and question.type in ADDRESS_TYPES
 
     def _reverse(
         self, packet: Packet, flow: Flow, message: bytes, question: Question, address: Address, now: float

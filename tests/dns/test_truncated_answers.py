@@ -1,11 +1,13 @@
-"""Answers about private hosts that did not fit into a datagram: no program must fetch the rest over TCP."""
+"""Answers about private hosts that did not fit into a datagram, and who would fetch the rest over TCP."""
 
 import dns.flags
 import dns.message
 import dns.rcode
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from natf_bsd.dns.question import longer_answer_wanted, read_question
+from natf_bsd.dns.question import longer_answer_wanted, questions_of_stream, read_question
 from natf_bsd.dns.rewrite import Outcome, without_options
 from tests.dns.test_dns_rewrite import G2, G3, QNAME, V1, Relations, answer, assert_servfail, read, run, texts
 
@@ -93,3 +95,34 @@ def test_options_that_are_not_at_the_end_stay():
     opt = data[-11:]
     moved = data[:11] + b"\x02" + data[12:-11] + opt + b"\xc0\x0c\0\x10\0\x01\0\0\0\0\0\0"
     assert without_options(moved) is moved
+
+
+def framed(name: str) -> bytes:
+    query = dns.message.make_query(name, "A").to_wire()
+    return len(query).to_bytes(2, "big") + query
+
+
+def asked(data: bytes) -> list[str]:
+    return [question.name for question in questions_of_stream(data)]
+
+
+def test_every_query_of_a_segment_is_found():
+    first, second = framed("a.example."), framed("b.example.")
+    assert asked(first) == ["a.example"]
+    assert asked(first + second) == ["a.example", "b.example"]
+    assert asked(first + second[:-5]) == ["a.example"], "whose question is not there in full"
+
+
+def test_a_query_whose_length_went_ahead_is_found():
+    assert asked(framed("a.example.")[2:]) == ["a.example"]
+    assert asked(framed("a.example.")[:2]) == []
+
+
+def test_the_options_of_a_query_may_be_cut_off():
+    query = dns.message.make_query("a.example.", "A", use_edns=0, payload=4096).to_wire()
+    assert asked(len(query).to_bytes(2, "big") + query[:-4]) == ["a.example"]
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_in_a_stream_raise_nothing(data):
+    assert len(asked(data)) <= len(data) // 12

@@ -50,6 +50,18 @@ for server, query in json.load(sys.stdin):
         print(program.recv(65535).hex())
 """
 
+OVER_TCP = """
+import sys
+import dns.message, dns.query
+server, *names = sys.argv[1:]
+for name in names:
+    try:
+        answer = dns.query.tcp(dns.message.make_query(name, "A"), server, timeout=5)
+        print(*(record.address for rrset in answer.answer for record in rrset))
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
 BOTH_AT_ONCE = """
 import socket, sys
 for name in sys.argv[1:]:
@@ -106,6 +118,10 @@ class Names:
         done = self.lab.exec("en", [sys.executable, "-c", ASK], input=asked)
         assert done.returncode == 0, done.stderr
         return [bytes.fromhex(line) for line in done.stdout.split()]
+
+    def ask_by_tcp(self, *names: str) -> list[str]:
+        """The address of each, or the error of its connection."""
+        return self.lab.exec("en", [sys.executable, "-c", OVER_TCP, self.resolver.address, *names]).stdout.splitlines()
 
     def resolve(self, *names: str) -> dict[str, list[str]]:
         """Addresses by getaddrinfo of glibc."""
@@ -175,6 +191,7 @@ def proved_to_be_needed(without: Names) -> Names:
     assert ROUTER in hints.answer[0].to_text()
     assert signed.flags & dns.flags.AD
     assert "fully validated" in without.validate(f"alice.{SIGNED_ZONE}")
+    assert without.ask_by_tcp(f"alice.each.{ZONE}", ELSEWHERE) == [ROUTER, AUTHORITY]
     assert without.names_of("240.0.51.82") == ["herror"]
     assert not without.page(f"alice.wildcard.{ZONE}")
     return without
@@ -250,6 +267,11 @@ def test_of_more_addresses_than_any_datagram_holds_those_that_come_will_do(names
     else:
         assert addresses(answer) == found
         assert found[0].startswith("240.")
+
+
+def test_who_asks_by_tcp_for_our_names_is_refused_and_for_others_answered(names: Names) -> None:
+    assert names.ask_by_tcp(f"alice.each.{ZONE}", ELSEWHERE) == ["ConnectionResetError", AUTHORITY]
+    assert names.count("dns.sent.tcp_reset") == 1
 
 
 @pytest.mark.parametrize("kind", ["HTTPS", "SVCB"])

@@ -9,7 +9,7 @@ import dns.reversename
 import dns.rrset
 import pytest
 
-from natf_bsd.types import Address, Endpoint, format_address, parse_address
+from natf_bsd.types import Address, Endpoint, Flow, Protocol, format_address, parse_address
 from natf_bsd.wire import build, packet
 from tests.platforms.test_freebsd_stories import G1, SERVER, Figure1, name_server, resolve
 from tests.platforms.test_freebsd_stories import G2 as ROUTER
@@ -71,3 +71,23 @@ def test_a_truncated_answer_is_asked_for_again_and_never_seen(world: Figure1) ->
     world.serve(world.boxes["dns"], serve)
     assert resolve(world, world.en, CLIENT)[0] == 240
     assert asked == [-1, 0]
+
+
+@pytest.mark.parametrize("server", [SERVER, LOOPBACK], ids=["outside", "on this host"])
+def test_a_query_by_tcp_is_reset(world: Figure1, server: Address) -> None:
+    assert world.en.en is not None
+    world.en.en.core.lookups.resolvers |= {server}
+    query = dns.message.make_query("alice.home.example.net", "A").to_wire()
+    client = Endpoint(LOOPBACK if server == LOOPBACK else G1, 40055)
+    segment = build.tcp(
+        client,
+        Endpoint(server, 53),
+        flags=packet.TCP_ACK,
+        acknowledgement=7,
+        payload=len(query).to_bytes(2, "big") + query,
+    )
+    world.send(world.en, segment)
+    resets = world.en.received() if server == LOOPBACK else [*world.en.received(), *(data for *_, data in world.wire)]
+    there = Flow(Protocol.TCP, client, Endpoint(server, 53))
+    assert {packet.flow_of(data) for data in resets} == {there, there.reversed()}
+    assert {packet.tcp_flags(data) for data in resets} == {packet.TCP_RST}
