@@ -30,13 +30,13 @@ class _Key(NamedTuple):
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
     and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS. `again`:
-    it was put once more, for a longer answer."""
+    how often it was put once more, for a longer answer."""
 
     key: _Key
     deadline: float
     plain: bool
     answered: bool = False
-    again: bool = False
+    again: int = 0
 
 
 class Queries:

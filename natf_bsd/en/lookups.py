@@ -26,6 +26,9 @@ from natf_bsd.wire import packet as wire
 _LOOPBACK = frozenset(("lo", "lo0"))  # Linux, FreeBSD
 _LOOPBACK_NET = 127
 _DNS = 53
+_TRIES = 2
+"""Times a truncated answer is asked for again: the second in case that the first was lost, and the program has asked
+once more."""
 
 _SENT = {
     Outcome.NOT_OURS: "dns.sent.not_ours",
@@ -167,8 +170,9 @@ class Lookups:
         if result.outcome is Outcome.UNASKED:
             self._counters.add("dns.drop.unasked")
             return [Drop(packet)]
-        if result.outcome is Outcome.TRUNCATED and about is not None and query is not None and not query.again:
-            query.again = True
+        truncated = result.outcome is Outcome.TRUNCATED
+        if truncated and about is not None and query is not None and query.again < _TRIES:
+            query.again += 1
             return self._ask_again(packet, flow, message, about)
         seen = without_options(result.data) if query is not None and query.again and query.plain else result.data
         if seen is not message:
