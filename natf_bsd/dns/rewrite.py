@@ -38,11 +38,11 @@ _POINTER_TO_QUESTION = b"\xc0\x0c"
 
 _AA, _TC, _AD, _RCODE = 0x0400, 0x0200, 0x0020, 0x000F
 _SERVFAIL = 2
-_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
+_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS, _ANY = 1, 5, 28, 41, 64, 65, 255
 _IPV4HINT, _IPV6HINT = 4, 6  # RFC 9460 section 14.3.2
 _PARAMETER = struct.Struct("!HH")  # key, length
 _IS_HINTING = re.compile(rb"\x00[\x40\x41]\x00\x01", re.DOTALL)  # type SVCB or HTTPS, class IN
-_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
+_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS, _ANY))  # each would lead an application past the A record
 ADDRESS_TYPES = frozenset((_A, *_EMPTIED_TYPES))
 """What programs ask for to get addresses."""
 
@@ -227,7 +227,7 @@ def without_options(message: bytes) -> bytes:
 
 
 def _without_bypass(answer: _Answer) -> Rewritten:
-    if not any(record.type in _EMPTIED_TYPES for record in answer.answers):
+    if not any(record.type in ADDRESS_TYPES for record in answer.answers):
         return Rewritten(answer.message, Outcome.UNCHANGED)
     return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
 

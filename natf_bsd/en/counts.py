@@ -11,7 +11,7 @@ COUNTERS: dict[str, str] = {
     "dns.sent.stranger": "answers from a server that is none of `resolvers`, passed on untouched and not believed",
     "dns.sent.not_ours": "answers about other names, passed on untouched",
     "dns.sent.rewritten": "answers whose address became a virtual one",
-    "dns.sent.emptied": "answers of AAAA, HTTPS or SVCB type that would lead past NAT-f, emptied",
+    "dns.sent.emptied": "answers to queries of type AAAA, HTTPS, SVCB or ANY that would lead past NAT-f, emptied",
     "dns.sent.already": "answers that carried a virtual address already (a resolver on this host was answered before)",
     "dns.sent.unchanged": "answers about our names without an address (no such name), passed on",
     "dns.sent.failed": "answers about our names that made no sense, had no address a router can have, or found the name"

@@ -421,6 +421,14 @@ def test_answers_that_bypass_the_a_record_are_emptied(qtype, data):
 # Ours but odd: SERVFAIL, never the true address
 
 
+def test_whatever_there_is_of_a_name_is_not_told_with_its_address():
+    after, outcome = run(answer(f"{QNAME} 300 A {G2}", f'{QNAME} 300 TXT "text"', qtype="ANY"))
+    assert outcome is Outcome.EMPTIED
+    assert read(after).answer == []
+    data = answer(f'{QNAME} 300 TXT "text"', qtype="ANY")
+    assert run(data).data is data
+
+
 def test_no_virtual_address_to_be_had_is_servfail():
     for records in ([f"{QNAME} 300 A {G2}"], [f"{QNAME} 300 A {G2}", f"{QNAME} 300 A {G3}"]):
         after, outcome = run(answer(*records, edns=True), Relations(None))

@@ -184,19 +184,6 @@ def addresses(answer: dns.message.Message) -> list[str]:
     return [record.address for rrset in answer.answer if rrset.rdtype == dns.rdatatype.A for record in rrset]
 
 
-@pytest.fixture(scope="module")
-def servers(figure1: Figure1Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NameServers]:
-    if reason := missing("named", "dnssec-keygen", "delv"):
-        pytest.skip(reason)
-    servers = NameServers(figure1, tmp_path_factory.mktemp("names"))
-    authority = servers.start_authority()
-    figure1.write_files()
-    router = figure1.start_router()
-    yield servers
-    for process in (router, authority):
-        process.stop()
-
-
 @pytest.fixture(scope="module", params=RESOLVERS)
 def without(request: pytest.FixtureRequest, servers: NameServers, figure1: Figure1Lab) -> Iterator[Names]:
     """Behind a resolver, with the external node's daemon not running."""
@@ -311,8 +298,8 @@ def test_who_asks_by_tcp_for_our_names_is_refused_and_for_others_answered(names:
     assert names.count("dns.sent.tcp_reset") == 1
 
 
-@pytest.mark.parametrize("kind", ["HTTPS", "SVCB"])
-def test_address_hints_are_not_seen(names: Names, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["HTTPS", "SVCB", "ANY"])
+def test_addresses_are_not_told_by_other_records(names: Names, kind: str) -> None:
     (answer,) = names.ask(query(f"alice.hints.{ZONE}", kind))
     assert (answer.rcode(), answer.answer, answer.additional) == (dns.rcode.NOERROR, [], [])
 

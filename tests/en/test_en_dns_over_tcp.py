@@ -39,7 +39,7 @@ def assert_reset(bench, query: Packet, reset: bytes) -> None:
         assert len(data) == 40
 
 
-@pytest.mark.parametrize("kind", ["A", "AAAA", "HTTPS", "SVCB"])
+@pytest.mark.parametrize("kind", ["A", "AAAA", "HTTPS", "SVCB", "ANY"])
 @pytest.mark.parametrize("ahead", [0, 2], ids=["with its length", "length sent before"])
 def test_a_query_for_an_address_of_ours_ends_its_connection(bench, kind: str, ahead: int) -> None:
     query = segment(bench, framed("aLiCe.home.example.net.", kind)[ahead:])
