@@ -94,7 +94,9 @@ class Lookups:
         if flow.destination.address not in self.resolvers:
             return self._pass(packet, "dns.sent.query_to_stranger")
         plain = without_options(message) is message
-        kept = self._queries.remember(flow.source, flow.destination, question, plain, now)
+        # Only a query that begins here can be made again: that of a host behind us has a way through NAT to go.
+        tries = _TRIES if packet.direction is Direction.OUT else 0
+        kept = self._queries.remember(flow.source, flow.destination, question, now, plain=plain, tries=tries)
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
@@ -171,10 +173,10 @@ class Lookups:
             self._counters.add("dns.drop.unasked")
             return [Drop(packet)]
         truncated = result.outcome is Outcome.TRUNCATED
-        if truncated and about is not None and query is not None and query.again < _TRIES:
-            query.again += 1
+        if truncated and about is not None and query is not None and query.tries:
+            query.tries -= 1
             return self._ask_again(packet, flow, message, about)
-        seen = without_options(result.data) if query is not None and query.again and query.plain else result.data
+        seen = without_options(result.data) if query is not None and query.plain else result.data
         if seen is not message:
             packet.data = carrier.replace_payload(packet.data, seen)
         admits = [Admit(relation.routers) for relation in learned]

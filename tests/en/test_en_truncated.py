@@ -81,6 +81,16 @@ def test_the_query_for_a_longer_answer_may_get_lost(bench) -> None:
     assert bench.count("dns.sent.rewritten") == 1
 
 
+def test_a_host_behind_this_one_gets_servfail(bench) -> None:
+    """A query in its stead would leave with its private address."""
+    query = dns.message.make_query(ALICE, "A", id=4711).to_wire()
+    bench.perform(bench.core.handle_dns(Packet(build.udp(bench.CLIENT, bench.SERVER, query), Direction.IN), bench.now))
+    bench.sent.clear()
+    seen = dns.message.from_wire(bench.answered(answer(ROUTERS, room=512)))
+    assert seen.rcode() == dns.rcode.SERVFAIL
+    assert bench.outward == []
+
+
 def test_nothing_is_asked_again_for_a_truncated_answer_nobody_asked_for(bench) -> None:
     assert bench.answered(answer(ROUTERS, room=512)) is None
     assert bench.outward == []
