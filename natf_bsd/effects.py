@@ -24,10 +24,14 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node."""
+    """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node.
+
+    `outward`: it takes the way of what this host's programs send, over the loopback interface or to a DNS server.
+    """
 
     data: bytes
     transaction: bytes | None = None
+    outward: bool = False
 
 
 @dataclass(frozen=True, slots=True)

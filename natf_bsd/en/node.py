@@ -61,12 +61,16 @@ class EnNode:
         """Of each way to the kernel."""
         names = ("dns", *(f"dns{number}" for number in range(2, len(self._ports.dns) + 1)))
         looks = {name: dns.counters for name, dns in zip(names, self._ports.dns, strict=True)}
-        return looks | {
-            "out": self._ports.out.counters,
-            "in": self._ports.inward.counters,
-            "injector": self._ports.injector.counters,
-            "control": self._ports.control.counters,
-        }
+        ports = self._ports
+        writers = {"injector": ports.injector.counters}
+        if ports.outward is not ports.injector:
+            writers["outward"] = ports.outward.counters
+        return (
+            looks
+            | {"out": ports.out.counters, "in": ports.inward.counters}
+            | writers
+            | {"control": ports.control.counters}
+        )
 
     def _read_dns(self, dns: Divert) -> None:
         for packet in dns.recv_batch(_BATCH):
@@ -103,7 +107,7 @@ class EnNode:
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
             elif isinstance(effect, Inject):
-                self._ports.injector.send(effect.data)
+                (self._ports.outward if effect.outward else self._ports.injector).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             elif isinstance(effect, Admit):

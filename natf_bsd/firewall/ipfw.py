@@ -190,6 +190,7 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
         (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
         (places.loopback, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} tcp from any to any 53 out via lo0 established"),
         (places.control, f"divert {fw.control_queue} icmp from any {to_me} icmptypes 0"),
         (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
         # By another interface, or from another host: it must not leave.
@@ -197,6 +198,7 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         *_past_pass_out(fw),
         (places.pass_out, f"allow ip from me to any out xmit {name} diverted-output"),
         (places.queries, f"divert {fw.query_queue} udp from me to any 53 out xmit {name}"),
+        (places.queries, f"divert {fw.query_queue} tcp from me to any 53 out xmit {name} established"),
         (places.errors, f"divert {fw.in_queue} icmp from any {to_me} icmptypes 3,4,11,12"),
         (places.peers, f"divert {fw.in_queue} {{ tcp or udp }} from table({PEERS_TABLE}) {to_me}"),
     ]

@@ -25,6 +25,8 @@ _REQUEST_LENGTHS: Final = "156:65535"
 # The magic at the start of the ICMP data: 28 bytes in, up to 40 more with IP options. Whoever pings with 128 bytes and
 # more is answered by the kernel, not by us.
 _MAGIC: Final = "-m string --algo bm --hex-string |4e415466| --from 28 --to 72"
+# A TCP segment with more than a DNS header in it; an acknowledgement alone, with time stamps, has 52 bytes.
+_WITH_DATA: Final = "-m length --length 54:65535 -m conntrack --ctstate ESTABLISHED"
 # Mappings are made in ports where a router has no service, above what Linux gives its own programs (32768 to 60999).
 # Conntrack decides before INPUT whose a packet is: with m = d a forged request could have taken a stranger's
 # connections to the router's own port d.
@@ -114,6 +116,7 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
             f"-m mark --mark {mark} -j CONNMARK --save-mark --nfmask {fw.mask:#x} --ctmask {fw.mask:#x}",
             # Queries: only an answer to one of them is believed.
             f"-p udp --dport 53 -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
+            f"-p tcp --dport 53 {_WITH_DATA} -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
         ],
         # raw, so that conntrack and all that follows see G2 only, never V1.
         ("raw", "OUTPUT"): [

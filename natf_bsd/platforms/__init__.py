@@ -52,12 +52,14 @@ class ControlChannel(Protocol):
 @dataclass(frozen=True, slots=True)
 class EnPorts:
     """An external node's ways to the kernel. `dns`: look-ups, queries and answers; `out`: what programs send to virtual
-    addresses; `inward`: what comes from routers that have mappings."""
+    addresses; `inward`: what comes from routers that have mappings; `injector`: packets of ours to programs;
+    `outward`: those that take the way of programs' own."""
 
     dns: tuple[Divert, ...]
     out: Divert
     inward: Divert
     injector: Injector
+    outward: Injector
     control: ControlChannel
 
 

@@ -10,7 +10,7 @@ from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.divert4 import DivertBackend, DivertWriter
 from natf_bsd.divert.host import Host
-from natf_bsd.divert.own import DivertedControl, OwnPackets
+from natf_bsd.divert.own import DivertedControl, OwnPackets, ProgramPackets
 from natf_bsd.divert.syscalls import SystemCalls
 from natf_bsd.errors import CommandFailed, NatfError, RestartNeeded
 from natf_bsd.firewall import ipfw, runner
@@ -111,19 +111,22 @@ class FreeBsdEn:
         config, places = self._config, self._places
         answers, queries = self._divert(config.dns_queue, stack), self._divert(config.query_queue, stack, Direction.OUT)
         out, inward = self._divert(config.out_queue, stack, Direction.OUT), self._divert(config.in_queue, stack)
-        injector = OwnPackets(
+        errors = OwnPackets(
             self._system.writer(),
             Direction.IN,
             after_rule=places.error_after,
             interface=self.interface.name,
             address=self._address,
         )
+        outward = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.queries)
         requests = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.request_after)
         replies = self._system.backend(config.control_queue, Direction.IN)
-        for one in (injector, requests, replies):
+        for one in (errors, outward, requests, replies):
             stack.callback(one.close)
+        # Answers to inside hosts need the NAT as errors do.
+        injector = errors if places.gateway else ProgramPackets(errors, outward)
         control = DivertedControl(replies, requests, self._address)
-        return EnPorts((answers, queries), out, inward, injector, control)
+        return EnPorts((answers, queries), out, inward, injector, outward, control)
 
     def plan(self, interface: Interface) -> Plan:
         config = self._config

@@ -61,7 +61,7 @@ class LinuxEn:
         stack.callback(injector.close)
         control = ControlSocket()
         stack.callback(control.close)
-        return EnPorts((dns,), out, inward, injector, control)
+        return EnPorts((dns,), out, inward, injector, outward=injector, control=control)
 
     def plan(self, interface: Interface) -> Plan:
         """Its rules go by address and mark, whatever the `interface`."""

@@ -48,11 +48,13 @@ add 30 set 5 deny ip from 240.0.0.0/8 to any in recv em0 // natf
 add 31 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 32 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 32 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
+add 32 set 5 divert 8715 tcp from any to any 53 out via lo0 established // natf
 add 34 set 5 divert 8714 icmp from any to me in recv em0 icmptypes 0 // natf
 add 35 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf
 add 35 set 5 unreach host ip from any to 240.0.0.0/8 out // natf
 add 36 set 5 allow ip from me to any out xmit em0 diverted-output // natf
 add 37 set 5 divert 8715 udp from me to any 53 out xmit em0 // natf
+add 37 set 5 divert 8715 tcp from me to any 53 out xmit em0 established // natf
 add 37 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 38 set 5 divert 8712 { tcp or udp } from table(natf_peers) to me in recv em0 // natf
 add 39 set 5 allow ip from 240.0.0.0/8 to me in recv em0 diverted-loopback // natf
@@ -73,12 +75,14 @@ add 45 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 46 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 47 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 47 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
+add 47 set 5 divert 8715 tcp from any to any 53 out via lo0 established // natf
 add 48 set 5 divert 8712 { tcp or udp } from table(natf_peers) to me in recv em0 // natf
 add 53 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf
 add 53 set 5 unreach host ip from any to 240.0.0.0/8 out // natf
 add 53 set 5 skipto 55 ip from any to any out // natf
 add 54 set 5 allow ip from me to any out xmit em0 diverted-output // natf
 add 55 set 5 divert 8715 udp from me to any 53 out xmit em0 // natf
+add 55 set 5 divert 8715 tcp from me to any 53 out xmit em0 established // natf
 set disable 6 enable 5
 """
 
