@@ -46,7 +46,7 @@ class Side:
         stack.callback(self._note, "ports closed")
         first, second, third, fourth = (self._port(stack) for _ in range(4))
         if self._role == "en":
-            return EnPorts((first,), second, third, Mock(), fourth)  # type: ignore[arg-type]
+            return EnPorts((first,), second, third, Mock(), Mock(), fourth)  # type: ignore[arg-type]
         bridge = Mock(style=LIBALIAS_STYLE)
         bridge.fileno.return_value = bridge.next_deadline.return_value = None
         bridge.read_batch.return_value = []
