@@ -78,6 +78,11 @@ class EnConfig:
         """The mark of inside hosts' connections: the value after `mark`."""
         return ((self.mark >> 24) % 255 + 1) << 24
 
+    @property
+    def virtual_network(self) -> str:
+        """The network of all virtual addresses, "240.0.0.0/8"."""
+        return f"{self.virtual_prefix}.0.0.0/8"
+
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:

@@ -27,11 +27,13 @@ class Inject:
     """Send a whole IPv4 packet of our own making: an error to an application, a reply to an external node.
 
     `about` is the application's packet that an error is about: it goes back the way that one came.
+    `outward`: it takes the way of what this host's programs send, over the loopback interface or to a DNS server.
     """
 
     data: bytes
     transaction: bytes | None = None
     about: Packet | None = None
+    outward: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
@@ -18,6 +19,15 @@ _MARKERS = {
     "freebsd": "needs a FreeBSD kernel; there also every lab test that is not for Linux alone",
     "linux(reason)": "needs Linux, for the reason given",
 }
+
+
+# How long an example takes says nothing of ours: the processor may be an emulated one.
+hypothesis.settings.register_profile(
+    "natf",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("natf")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -31,7 +31,7 @@ _FORMS: Final = ((44, 0), (2, 258))
 _NO_MODULE: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})  # 14 and later; before
 
 # 691 full-size packets, against 43 by default; more bytes bring nothing until kern.ipc.maxsockbuf is raised too.
-_RECEIVE_BUFFER: Final = 1 << 20
+RECEIVE_BUFFER: Final = 1 << 20
 _SMALLEST_BUFFER: Final = 1 << 17  # below it the default of 65,636 bytes stays
 # sys/socket.h; numbers, because a model kernel runs on other systems too.
 _SOCK_RAW: Final = 3
@@ -280,7 +280,7 @@ def _bind_problem(error: OSError, host: Host, port: int) -> str:
 
 def _grow_receive_buffer(calls: SystemCalls, descriptor: int, port: int) -> None:
     """Ask for the wanted size, then for halves of it; one line in the log if less is granted."""
-    size = _RECEIVE_BUFFER
+    size = RECEIVE_BUFFER
     while size >= _SMALLEST_BUFFER:
         try:
             calls.setsockopt(descriptor, _SOL_SOCKET, _SO_RCVBUF, size)
@@ -289,11 +289,11 @@ def _grow_receive_buffer(calls: SystemCalls, descriptor: int, port: int) -> None
             if error.errno != errno.ENOBUFS:
                 raise
         size //= 2
-    if size < _RECEIVE_BUFFER:
+    if size < RECEIVE_BUFFER:
         log.warning(
             "divert port %d: the kernel grants a receive buffer of %d bytes, not %d: bursts of packets will be lost; "
             "raise kern.ipc.maxsockbuf (sysctl) to 2097152, and the limit sbsize (limits -b) if there is one",
             port,
             calls.getsockopt(descriptor, _SOL_SOCKET, _SO_RCVBUF),
-            _RECEIVE_BUFFER,
+            RECEIVE_BUFFER,
         )

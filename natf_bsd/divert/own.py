@@ -15,6 +15,7 @@ from natf_bsd.types import Address, Direction, Packet, Protocol
 from natf_bsd.wire import build, message
 from natf_bsd.wire import packet as wire
 
+_DNS: Final = 53
 _ECHO_REPLY: Final = 0
 _ICMP_HEADER: Final = 8
 
@@ -50,6 +51,26 @@ class OwnPackets:
     @property
     def counters(self) -> dict[str, int]:
         return self._writer.counters
+
+
+class ProgramPackets:
+    """To this host's own programs: `errors` come in as if from outside, answers of DNS servers by the loopback
+    interface. The queries did not get as far as the site's rule that would have opened its firewall for an answer; on
+    lo0 all firewalls let pass what there is.
+    """
+
+    def __init__(self, errors: OwnPackets, answers: OwnPackets) -> None:
+        self._errors = errors
+        self._answers = answers
+
+    def send(self, data: bytes) -> None:
+        flow = wire.flow_of(data)
+        is_answer = flow is not None and flow.protocol == Protocol.UDP and flow.source.port == _DNS
+        (self._answers if is_answer else self._errors).send(data)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return self._errors.counters
 
 
 class DivertedControl:

@@ -1,4 +1,4 @@
-"""The IPv4/UDP packet round a DNS message: taking the message out, putting another one in."""
+"""The IPv4 packet round a DNS message: taking the message out, putting another one into a UDP datagram."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from natf_bsd.types import Protocol
 from natf_bsd.wire import checksum, packet
 
 _UDP_HEADER = 8
+_TCP_OFFSET = 12  # of the byte whose upper half is the length of the header in words (RFC 9293 section 3.1)
 
 
 def payload(data: bytearray) -> bytes | None:
@@ -22,6 +23,15 @@ def payload(data: bytearray) -> bytes | None:
     if fragment & 0x3FFF or length < _UDP_HEADER or start + length > len(data):
         return None
     return bytes(data[start + _UDP_HEADER : start + length])
+
+
+def segment_payload(data: bytearray) -> bytes:
+    """The data in a TCP segment; none if it is a fragment, or ends too early."""
+    start = packet.header_length(data)
+    (fragment,) = struct.unpack_from("!H", data, 6)
+    if fragment & 0x3FFF or len(data) <= start + _TCP_OFFSET:
+        return b""
+    return bytes(data[start + (data[start + _TCP_OFFSET] >> 4) * 4 :])
 
 
 def replace_payload(data: bytearray, message: bytes) -> bytearray:

@@ -29,10 +29,13 @@ class _Key(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
-    and a forger has not the rest of ten seconds to try all ids)."""
+    and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS. `tries`:
+    how often it may yet be put once more, for a longer answer."""
 
     key: _Key
     deadline: float
+    plain: bool
+    tries: int
     answered: bool = False
 
 
@@ -45,16 +48,19 @@ class Queries:
     def __len__(self) -> int:
         return len(self._table)
 
-    def remember(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> bool:
-        """`client` asks `server`, perhaps once more. False if the oldest question had to go for it: any program can ask
-        faster than answers come, and must not keep others from asking."""
+    def remember(
+        self, client: Endpoint, server: Endpoint, question: Question, now: float, *, plain: bool, tries: int
+    ) -> bool:
+        """`client` asks `server`, perhaps once more: then `plain` and `tries` stay as they are. False if the oldest
+        question had to go for it: any program can ask faster than answers come, and must not keep others from asking.
+        """
         forgotten = False
         key = _key(client, server, question)
         known = self._table.get("key", key)
         if known is None:
             while len(self._table) >= self._table.maximum:
                 forgotten |= bool(self._table.expire(math.inf, limit=1))
-            self._table.insert(Query(key, now + LIFETIME))
+            self._table.insert(Query(key, now + LIFETIME, plain, tries))
         else:
             known.deadline = now + LIFETIME
             known.answered = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 HEADER = struct.Struct("!HHHHHH")
@@ -11,6 +12,9 @@ CLASS_IN = 1
 LABEL_MAXIMUM, NAME_MAXIMUM = 63, 255  # RFC 1035 section 2.3.4
 
 _TAIL = struct.Struct("!HH")  # type, class
+_LENGTH = struct.Struct("!H")
+_RD, _CD = 0x0100, 0x0010
+_ROOMY = b"\0" + struct.pack("!HHIH", 41, 4096, 0, 0)  # an OPT record (RFC 6891 6.1.2, 6.2.5), its DO bit not set
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,32 @@ class Question:
     type: int
     klass: int
     end: int
+
+
+def questions_of_stream(data: bytes) -> Iterator[Question]:
+    """The questions of the queries in a TCP segment to a DNS server, each behind its length (RFC 1035 section 4.2.2).
+
+    Who sends that length by itself begins the next segment with the message. A query whose question is cut in two is
+    not found: at 100 bytes or less nobody has a reason to.
+    """
+    bare = read_question(data, answer=False)
+    if bare is not None:
+        yield bare
+    at = 0
+    while at + _LENGTH.size < len(data):
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        found = read_question(data[at : at + length], answer=False)
+        if found is not None:
+            yield found
+        at += length
+
+
+def longer_answer_wanted(answer: bytes, question: Question) -> bytes:
+    """The query whose answer was `answer`, truncated: with room for a longer one, and without DNSSEC to fill it."""
+    (flags,) = struct.unpack_from("!H", answer, 2)
+    header = HEADER.pack(question.ident, flags & (_RD | _CD), 1, 0, 0, 1)
+    return header + answer[HEADER.size : question.end] + _ROOMY
 
 
 def read_question(data: bytes, *, answer: bool) -> Question | None:

@@ -8,6 +8,7 @@ a patch have to stay as they are, letter case, compression and unknown records i
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import struct
@@ -37,11 +38,14 @@ _POINTER_TO_QUESTION = b"\xc0\x0c"
 
 _AA, _TC, _AD, _RCODE = 0x0400, 0x0200, 0x0020, 0x000F
 _SERVFAIL = 2
-_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS = 1, 5, 28, 41, 64, 65
+_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS, _ANY = 1, 5, 28, 41, 64, 65, 255
 _IPV4HINT, _IPV6HINT = 4, 6  # RFC 9460 section 14.3.2
 _PARAMETER = struct.Struct("!HH")  # key, length
 _IS_HINTING = re.compile(rb"\x00[\x40\x41]\x00\x01", re.DOTALL)  # type SVCB or HTTPS, class IN
-_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS))  # each would lead an application past the A record
+_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS, _ANY))  # each would lead an application past the A record
+ADDRESS_TYPES = frozenset((_A, *_EMPTIED_TYPES))
+"""What programs ask for to get addresses."""
+
 _POINTER = 0xC0  # RFC 1035 section 4.1.4
 _POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:240.1.2.3 is the IPv4 address to a socket as well (RFC 4291 2.5.5.2)
@@ -57,6 +61,7 @@ class Outcome(enum.Enum):
     EMPTIED = "answer of a type that bypasses the A record removed"
     FAILED = "no virtual address to be had, no possible router, or not a sound DNS message: SERVFAIL"
     REBINDING = "not about a private host, with a virtual address nevertheless: SERVFAIL"
+    TRUNCATED = "about a private host, without the address for want of room: SERVFAIL, if nobody asks for a longer one"
     UNASKED = "about a private host, but nobody asked: not to be passed on"
 
 
@@ -110,9 +115,13 @@ def rewrite(
     if not asked(question):
         return Rewritten(data, Outcome.UNASKED)
     _, flags, _, answers, _, _ = HEADER.unpack_from(data)
-    if flags & (_TC | _RCODE) or not answers or question.type not in {_A, *_EMPTIED_TYPES}:
+    if question.type not in ADDRESS_TYPES:
         return Rewritten(data, Outcome.UNCHANGED)
     answer = _Answer(data, question)
+    if flags & _TC:
+        return _truncated(answer, name, relate, virtual, maximum_ttl, local)
+    if flags & _RCODE or not answers:
+        return Rewritten(data, Outcome.UNCHANGED)
     try:
         answer.read()
         if question.type != _A:
@@ -183,8 +192,42 @@ def _can_be_router(address: Address) -> bool:
     return address[0] not in (0, 127) and address[0] < 224 and address[:2] != b"\xa9\xfe"
 
 
+def _truncated(
+    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
+) -> Rewritten:
+    """Nobody must ask again over TCP, where the true address would be had: what has come is enough, or it is not.
+
+    The cut may be anywhere: RFC 2181 section 9 lets no program use what is before it, but one address will do for us.
+    """
+    found: list[_Record] = []
+    with contextlib.suppress(_MalformedError):
+        answer.read()
+        found, _ = answer.chain()
+    if answer.question.type != _A:
+        return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
+    if not found:
+        return Rewritten(answer.servfail(), Outcome.TRUNCATED)
+    return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
+
+
+def without_options(message: bytes) -> bytes:
+    """The message without the OPT record at its end, if there is one: for a client that does not know EDNS (RFC 6891
+    section 7)."""
+    try:
+        ident, flags, questions, *counts = HEADER.unpack_from(message)
+        end = HEADER.size
+        for _ in range(questions):
+            end = _skip(message, end) + _QUESTION_TAIL_SIZE
+        *_, last = _records(message, end, sum(counts))
+    except (_MalformedError, struct.error, ValueError):
+        return message
+    if last.type != _OPT or not counts[2]:
+        return message
+    return HEADER.pack(ident, flags, questions, *counts[:2], counts[2] - 1) + message[HEADER.size : last.start]
+
+
 def _without_bypass(answer: _Answer) -> Rewritten:
-    if not any(record.type in _EMPTIED_TYPES for record in answer.answers):
+    if not any(record.type in ADDRESS_TYPES for record in answer.answers):
         return Rewritten(answer.message, Outcome.UNCHANGED)
     return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
 
@@ -203,7 +246,7 @@ def _with_virtual_address(
     address = relate(name, routers, ttl) if routers else None
     if address is None:
         return Rewritten(answer.servfail(), Outcome.FAILED)
-    if len(answer.answers) == 1:
+    if len(answer.answers) == 1 and not answer.is_truncated:
         return Rewritten(answer.patched(records[0], address, ttl), Outcome.REWRITTEN)
     record = _POINTER_TO_QUESTION + _RECORD_HEAD.pack(_A, CLASS_IN, ttl, len(address)) + address
     return Rewritten(answer.rebuilt(record), Outcome.REWRITTEN)
@@ -259,10 +302,14 @@ class _Answer:
 
     def rebuilt(self, record: bytes) -> bytes:
         """Header, question, `record` if any, EDNS. The rest could show the true address, or a signature now false."""
-        return self._compose(self._flags & ~_AD, record)
+        return self._compose(self._flags & ~(_AD | _TC), record)
 
     def servfail(self) -> bytes:
         return self._compose(_failed(self._flags), b"")
+
+    @property
+    def is_truncated(self) -> bool:
+        return bool(self._flags & _TC)
 
     @property
     def _flags(self) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 from natf_bsd.divert.sockaddr import NAME_MAXIMUM
 from natf_bsd.doctor.facts import Facts, Host, Role
 from natf_bsd.doctor.finding import Finding, Severity
+from natf_bsd.ops.interfaces import read_route
 
 _NAME: Final = re.compile(r"^([^\s:]+): flags=", re.MULTILINE)
 
@@ -25,6 +26,23 @@ def names(host: Host, facts: Facts) -> list[Finding]:
         for interface in host.interfaces
         if (finding := _name(interface.name, [name for name in every if name != interface.name])) is not None
     ]
+
+
+def way_out(host: Host, facts: Facts) -> list[Finding]:
+    """Whether programs have a route to virtual addresses, and by the outer interface: natf sees them there alone
+    (FREEBSD.md 6)."""
+    role = host.role("en")
+    if role is None or role.interface is None or host.en is None or "way out" not in facts:
+        return []
+    title, outer = "way to virtual addresses", role.interface.name
+    name = read_route(facts["way out"].text).get("interface")
+    if name == outer:
+        return [Finding(Severity.OK, title, f"by {name}")]
+    route = f"route add -net {host.en.virtual_network} GATEWAY, with the router that {outer} leads to"
+    if name is None:
+        text = "there is none: programs are told that the network is unreachable"
+        return [Finding(Severity.ERROR, title, text, f'defaultrouter="GATEWAY" in /etc/rc.conf, or {route}')]
+    return [Finding(Severity.ERROR, title, f"by {name}, where natf refuses them; it works on {outer}", route)]
 
 
 def _outer(role: Role) -> Finding:

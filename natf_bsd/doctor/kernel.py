@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from natf_bsd.divert.divert4 import RECEIVE_BUFFER
 from natf_bsd.doctor.facts import Facts, Host, release, settings, unseen
 from natf_bsd.doctor.finding import Finding, Severity
 from natf_bsd.natd_bridge.clock import needs_keep_alive
@@ -32,8 +33,6 @@ MODULES: Final = {
 }
 """What both roles need, and how it gets there."""
 
-# divert/divert4.py asks for this much; the kernel grants 2048 of 2304 bytes of kern.ipc.maxsockbuf (FREEBSD.md 1.3).
-_RECEIVE_BUFFER: Final = 1 << 20
 _NO_RULE_CHANGES: Final = 3  # securelevel(7)
 
 
@@ -111,8 +110,8 @@ def _buffer(found: dict[str, str]) -> Finding | None:
     text = found.get(name, "")
     if not text.isdecimal():
         return None
-    granted = int(text) * 2048 // 2304
-    if granted >= _RECEIVE_BUFFER:
+    granted = int(text) * 2048 // 2304  # FREEBSD.md 1.3
+    if granted >= RECEIVE_BUFFER:
         return Finding(Severity.OK, "receive buffers", f"{name} is {text}")
     wanted = f"{name} is {text}: divert sockets get {granted} bytes, and lose packets in bursts"
     return Finding(Severity.WARNING, "receive buffers", wanted, set_to(name, "2097152"))

@@ -6,9 +6,8 @@ from typing import Final
 
 from natf_bsd.doctor.facts import Facts, Host, release, unseen
 from natf_bsd.doctor.finding import Finding, Severity
+from natf_bsd.firewall.ipfw import PF_LOOPS_SINCE
 
-# What a divert socket writes carries a mark at which pf makes ipfw forget where it was (FREEBSD.md 5.3).
-_LOOPS_SINCE: Final = 1_400_000
 _TITLE: Final = "pf next to ipfw"
 _NO_DEVICE: Final = "/dev/pf: No such file"
 
@@ -23,7 +22,7 @@ def pf(host: Host, facts: Facts) -> list[Finding]:
         return [unseen(host, _TITLE, facts["pf"])]
     if not facts["pf"].text.startswith("Status: Enabled"):
         return [Finding(Severity.OK, _TITLE, "pf is disabled")]
-    if 0 < release(facts) < _LOOPS_SINCE:
+    if 0 < release(facts) < PF_LOOPS_SINCE:
         return [Finding(Severity.NOTE, _TITLE, "pf is enabled; on this release it does ipfw no harm")]
     if not facts["pf interfaces"].known:
         return [unseen(host, _TITLE, facts["pf interfaces"])]

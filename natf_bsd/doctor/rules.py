@@ -84,8 +84,9 @@ def _find_places(host: Host, facts: Facts, name: str) -> RouterPlaces | EnPlaces
         raise NatfError("no outer interface")
     if name == "router":
         return router_places(rules, role.interface, tables)
-    prefix = host.en.virtual_prefix if host.en else 240
-    return en_places(rules, role.interface, f"{prefix}.0.0.0/8", tables)
+    if host.en is None:
+        raise NatfError("no settings")
+    return en_places(rules, role.interface, host.en.virtual_network, tables)
 
 
 def _tables(facts: Facts) -> Tables | None:

@@ -10,21 +10,25 @@ from collections.abc import Callable, Sequence
 
 from natf_bsd.config import EnConfig
 from natf_bsd.counters import Counters
-from natf_bsd.dns import carrier
+from natf_bsd.dns import carrier, reverse
 from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.queries import Queries, Query
-from natf_bsd.dns.question import CLASS_IN, Question, read_question
-from natf_bsd.dns.rewrite import Outcome, rewrite
-from natf_bsd.effects import Admit, Drop, Effect, Save, Send
+from natf_bsd.dns.question import CLASS_IN, Question, longer_answer_wanted, questions_of_stream, read_question
+from natf_bsd.dns.rewrite import ADDRESS_TYPES, Outcome, rewrite, without_options
+from natf_bsd.effects import Admit, Drop, Effect, Inject, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.nrt import NameRelation, NameTable
-from natf_bsd.types import Address, Direction, Flow, Name, Packet
+from natf_bsd.types import Address, Direction, Flow, Name, Packet, Protocol
+from natf_bsd.wire import build
 from natf_bsd.wire import packet as wire
 
 _LOOPBACK = frozenset(("lo", "lo0"))  # Linux, FreeBSD
 _LOOPBACK_NET = 127
 _DNS = 53
+_TRIES = 2
+"""Times a truncated answer is asked for again: the second in case that the first was lost, and the program has asked
+once more."""
 
 _SENT = {
     Outcome.NOT_OURS: "dns.sent.not_ours",
@@ -33,6 +37,7 @@ _SENT = {
     Outcome.ALREADY: "dns.sent.already",
     Outcome.UNCHANGED: "dns.sent.unchanged",
     Outcome.FAILED: "dns.sent.failed",
+    Outcome.TRUNCATED: "dns.sent.truncated",
     Outcome.REBINDING: "dns.sent.rebinding",
 }
 
@@ -57,6 +62,8 @@ class Lookups:
         """A packet to a DNS server, or from one."""
         self._counters.add("dns.received")
         flow = wire.flow_of(packet.data)
+        if flow is not None and flow.protocol == Protocol.TCP and flow.destination.port == _DNS:
+            return self._segment(packet, flow)
         message = carrier.payload(packet.data)
         if flow is None or message is None:
             return self._pass(packet, "dns.sent.not_dns")
@@ -77,21 +84,66 @@ class Lookups:
 
     def _query(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         question = read_question(message, answer=False)
+        address = reverse.virtual_address(question, self._names.virtual) if question is not None else None
+        if question is not None and address is not None:
+            return self._reverse(packet, flow, message, question, address, now)
         if question is None or question.klass != CLASS_IN or self._homes.split(question.name) is None:
             return self._pass(packet, "dns.sent.query_not_ours")
         if flow.destination.address not in self.resolvers:
             self.follow()
         if flow.destination.address not in self.resolvers:
             return self._pass(packet, "dns.sent.query_to_stranger")
-        kept = self._queries.remember(flow.source, flow.destination, question, now)
+        plain = without_options(message) is message
+        # Only a query that begins here can be made again: that of a host behind us has a way through NAT to go.
+        tries = _TRIES if packet.direction is Direction.OUT else 0
+        kept = self._queries.remember(flow.source, flow.destination, question, now, plain=plain, tries=tries)
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
+
+    def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
+        """Of TCP. Answers in a stream cannot be rewritten, so a query whose answer would tell the true address is
+        answered by the end of its connection. Both sides are told: a server may wait for it, and serve nobody else.
+        Truncated answers, the usual reason to use TCP, programs do not get to see."""
+        server = flow.destination.address
+        questions = [q for q in questions_of_stream(carrier.segment_payload(packet.data)) if self._is_for_address(q)]
+        if not questions:
+            return self._pass(packet, "dns.sent.tcp")
+        if server not in self.resolvers:
+            self.follow()
+        reset = build.reset_for(packet.data) if server in self.resolvers else None
+        if reset is None:
+            return self._pass(packet, "dns.sent.query_to_stranger")
+        sequence = wire.tcp_sequence(packet.data)
+        packet.data = build.tcp(flow.source, flow.destination, flags=wire.TCP_RST, sequence=sequence, window=0)
+        return [*self._pass(packet, "dns.sent.tcp_reset"), Inject(bytes(reset), outward=_is_within(flow))]
+
+    def _is_for_address(self, question: Question) -> bool:
+        is_ours = question.klass == CLASS_IN and self._homes.split(question.name) is not None
+        return is_ours and question.type in ADDRESS_TYPES
+
+    def _reverse(
+        self, packet: Packet, flow: Flow, message: bytes, question: Question, address: Address, now: float
+    ) -> list[Effect]:
+        """Whichever server is asked: the query does not leave, and the answer comes as if from there."""
+        relation = self._names.by_virtual(address)
+        if relation is None:
+            self._counters.add("dns.drop.reverse_unknown")
+            answer = reverse.answer(message, question, None, 0)
+        else:
+            self._counters.add("dns.drop.reverse")
+            ttl = min(max(int(relation.expires - now), 0), self._maximum_ttl)
+            answer = reverse.answer(message, question, relation.name, ttl)
+        reply = build.udp(flow.destination, flow.source, answer)
+        # FreeBSD takes no packet from outside whose source is its own; out by lo0 it may go, and comes in.
+        return [Drop(packet), Inject(bytes(reply), outward=_is_within(flow))]
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         learned: list[NameRelation] = []
         query: Query | None = None
+        about: Question | None = None
 
         def asked(question: Question) -> bool:
-            nonlocal query
+            nonlocal query, about
+            about = question
             query = self._queries.find(flow.destination, flow.source, question, now)
             return query is not None
 
@@ -120,15 +172,32 @@ class Lookups:
         if result.outcome is Outcome.UNASKED:
             self._counters.add("dns.drop.unasked")
             return [Drop(packet)]
-        if result.data is not message:
-            packet.data = carrier.replace_payload(packet.data, result.data)
+        truncated = result.outcome is Outcome.TRUNCATED
+        if truncated and about is not None and query is not None and query.tries:
+            query.tries -= 1
+            return self._ask_again(packet, flow, message, about)
+        seen = without_options(result.data) if query is not None and query.plain else result.data
+        if seen is not message:
+            packet.data = carrier.replace_payload(packet.data, seen)
         admits = [Admit(relation.routers) for relation in learned]
         saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in learned]
         return [*admits, *self._pass(packet, _SENT[result.outcome]), *saves]
 
+    def _ask_again(self, packet: Packet, flow: Flow, message: bytes, question: Question) -> list[Effect]:
+        """In the program's stead, which would do it over TCP: by the same ports, so that the answer finds it."""
+        self._counters.add("dns.drop.truncated")
+        longer = build.udp(flow.destination, flow.source, longer_answer_wanted(message, question))
+        return [Drop(packet), Inject(bytes(longer), outward=True)]
+
     def _pass(self, packet: Packet, counter: str) -> list[Effect]:
         self._counters.add(counter)
         return [Send(packet)]
+
+
+def _is_within(flow: Flow) -> bool:
+    """Whether it does not leave this host: what goes to an address of one's own comes from that one."""
+    source, destination = flow.source.address, flow.destination.address
+    return source == destination or destination[0] == _LOOPBACK_NET
 
 
 def _is_query(packet: Packet, flow: Flow) -> bool:

@@ -64,10 +64,10 @@ class EnNode:
         """Of each way to the kernel."""
         names = ("dns", *(f"dns{number}" for number in range(2, len(self._ports.dns) + 1)))
         looks = {name: dns.counters for name, dns in zip(names, self._ports.dns, strict=True)}
-        return looks | _counters(self._ports.own, "") | self._inside() | {"control": self._ports.control.counters}
-
-    def _inside(self) -> dict[str, dict[str, int]]:
-        return {} if self._ports.inside is None else _counters(self._ports.inside, "inside_")
+        ports = self._ports
+        inside = {} if ports.inside is None else _counters(ports.inside, "inside_")
+        outward = {} if ports.outward is ports.own.injector else {"outward": ports.outward.counters}
+        return looks | _counters(ports.own, "") | outward | inside | {"control": ports.control.counters}
 
     def _read_dns(self, dns: Divert) -> None:
         for packet in dns.recv_batch(_BATCH):
@@ -103,7 +103,7 @@ class EnNode:
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
             elif isinstance(effect, Inject):
-                self._injector(effect.about).send(effect.data)
+                self._injector(effect).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             elif isinstance(effect, Admit):
@@ -111,9 +111,12 @@ class EnNode:
             else:
                 raise TypeError(f"no external node does {effect!r}")
 
-    def _injector(self, about: Packet | None) -> Injector:
-        inside = self._ports.inside
-        return inside.injector if inside and about and about.handle is inside.out else self._ports.own.injector
+    def _injector(self, effect: Inject) -> Injector:
+        ports = self._ports
+        if effect.outward:
+            return ports.outward
+        inside, about = ports.inside, effect.about
+        return inside.injector if inside and about and about.handle is inside.out else ports.own.injector
 
 
 def _counters(way: Way, prefix: str) -> dict[str, dict[str, int]]:

@@ -43,9 +43,10 @@ def answer(data: bytearray, reaction: Reaction, *, heeds_unreachable: bool = Tru
     """The packet that tells the sender of `data`; None where no error may answer (a RST; an ICMP error or a later
     fragment: RFC 1122 section 3.2.2).
 
-    It comes from the virtual address, so that it fits the program's socket. UDP never gets code 1: Linux does not
-    report it to UDP sockets. `heeds_unreachable` False: the TCP of this host goes on connecting when it is told "host
-    unreachable" (FreeBSD: tcp_ctlinput notes it and tries again); time exceeded means the same errno, and ends it.
+    It comes from the virtual address, so that it fits the program's socket. On Linux UDP never gets code 1, which it
+    does not report to UDP sockets. `heeds_unreachable` False: the TCP of this host goes on connecting when it is told
+    "host unreachable" (FreeBSD: tcp_ctlinput notes it and tries again); time exceeded means the same errno, and ends
+    it. Its UDP takes code 10 for a refusal (icmp_errmap), and code 1 for what it says.
     """
     protocol = packet.protocol(data)
     if protocol == Protocol.TCP and reaction is Reaction.REFUSED:
@@ -56,10 +57,12 @@ def answer(data: bytearray, reaction: Reaction, *, heeds_unreachable: bool = Tru
     source = packet.destination(data)
     if protocol == Protocol.TCP and not heeds_unreachable:
         return bytes(build.time_exceeded_for(data, source=source))
-    if protocol == Protocol.TCP:
+    if reaction is Reaction.REFUSED:
+        code = _PORT_UNREACHABLE  # TCP was answered above
+    elif protocol == Protocol.TCP or (protocol == Protocol.UDP and not heeds_unreachable):
         code = _HOST_UNREACHABLE
     else:
-        code = _PORT_UNREACHABLE if reaction is Reaction.REFUSED else _HOST_PROHIBITED
+        code = _HOST_PROHIBITED
     return bytes(build.unreachable_for(data, code=code, source=source))
 
 

@@ -41,6 +41,7 @@ _SECTIONS = {
     "route": "route of the TUN device",
     "settings": "kernel settings",
     "device": "TUN device (not up)",
+    "pf": "pf, which is now active on the outer interface (set skip on it, or packets go round for ever)",
 }
 _INET = re.compile(r"\binet (\d+\.\d+\.\d+\.\d+)")
 

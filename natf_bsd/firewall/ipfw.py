@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from natf_bsd.divert.host import holder_of, is_held
-from natf_bsd.firewall.command import Check, Command, Judge
-from natf_bsd.firewall.ipfw_nat import NatRule, find_nat, no_nat
+from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
+from natf_bsd.firewall.ipfw_nat import NatRule, find_nat
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
 from natf_bsd.firewall.ipfw_rules import EN_SET, MARK, ROUTER_SET, STAND_IN_SET, Rule, parse_rules, parse_tables
 from natf_bsd.natd_bridge.pseudo import CAPTURED_TTL, PSEUDO_IDENT
@@ -22,9 +22,11 @@ from natf_bsd.types import Address, format_address
 
 __all__ = [
     "EN_SET",
+    "EN_SETTINGS",
     "LIST_RULES",
     "LIST_TABLES",
     "PEERS_TABLE",
+    "PF_LOOPS_SINCE",
     "ROUTER_SET",
     "STAND_IN_SET",
     "EnFirewall",
@@ -39,7 +41,6 @@ __all__ = [
     "en_undo",
     "find_nat",
     "judge_listing",
-    "no_nat",
     "not_in_use",
     "parse_rules",
     "parse_tables",
@@ -60,11 +61,20 @@ LIST_RULES: Final = Command(("ipfw", "-S", "list"))
 LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
 """Its output is for `parse_tables`."""
 
+PF_LOOPS_SINCE: Final = 1_400_000
+"""kern.osreldate of the first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3)."""
+
+EN_SETTINGS: Final = (Sysctl("net.inet.tcp.tso", "0", optional=True),)
+"""Programs of a host that is diverted itself must not hand over segments larger than the MTU: what is written back is
+not cut up again (FREEBSD.md 1.6)."""
+
 _SOCKETS: Final = "# sockets\n"
 _WHO_READS: Final = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
 _SYNTAX_ONLY: Final = ("ipfw", "-n", "-q", "/dev/stdin")
-# The first release whose divert writes carry what makes pf forget ipfw's place (FREEBSD.md 5.3).
-_PF_LOOPS_SINCE: Final = 1400000
+# Up to 12 the slow way of forwarding, which that setting chooses, refuses class E (FREEBSD.md 6). Prints nothing after.
+_REDIRECT: Final = Command(
+    ("sh", "-c", '[ "$(sysctl -n kern.osreldate)" -ge 1300000 ] || sysctl -n net.inet.ip.redirect')
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +190,7 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
         (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
         (places.loopback, f"divert {fw.query_queue} udp from any to any 53 out via lo0"),
+        (places.loopback, f"divert {fw.query_queue} tcp from any to any 53 out via lo0 established"),
         (places.control, f"divert {fw.control_queue} icmp from any {to_me} icmptypes 0"),
         (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
         # By another interface, or from another host: it must not leave.
@@ -187,6 +198,7 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         *_past_pass_out(fw),
         (places.pass_out, f"allow ip from me to any out xmit {name} diverted-output"),
         (places.queries, f"divert {fw.query_queue} udp from me to any 53 out xmit {name}"),
+        (places.queries, f"divert {fw.query_queue} tcp from me to any 53 out xmit {name} established"),
         (places.errors, f"divert {fw.in_queue} icmp from any {to_me} icmptypes 3,4,11,12"),
         (places.peers, f"divert {fw.in_queue} {{ tcp or udp }} from table({PEERS_TABLE}) {to_me}"),
     ]
@@ -223,6 +235,7 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     """What must hold before `router_rules` is worth trying."""
     return [
         *_probe(fw.interface, _router_lines(fw)),
+        not_in_use("router", {fw.control_queue, fw.capture_queue}),
         _setting("net.inet.ip.forwarding", "1", "this host does not forward IPv4 packets, as any router must"),
         *_probe_nat(fw.places.nat),
     ]
@@ -231,7 +244,9 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
 def probe_en(fw: EnFirewall) -> list[Check]:
     """What must hold before `en_rules` is worth trying."""
     nat = fw.places.nat
-    return [*_probe(fw.interface, _en_lines(fw)), *(_probe_nat(nat) if nat is not None else [])]
+    inside = [Check(_REDIRECT, _judge_redirect), *_probe_nat(nat)] if nat is not None else []
+    own = {fw.dns_queue, fw.query_queue, fw.out_queue, fw.in_queue, fw.control_queue}
+    return [*_probe(fw.interface, _en_lines(fw)), not_in_use("en", own), *inside]
 
 
 def _probe(interface: str, lines: Iterable[str]) -> list[Check]:
@@ -280,7 +295,7 @@ def _judge_syntax(status: int, output: str) -> str | None:
 def _pf_state(interface: str) -> Command:
     """Prints nothing where pf does no harm: before 14, and where it is off or away."""
     lines = (
-        f'[ "$(sysctl -n kern.osreldate)" -ge {_PF_LOOPS_SINCE} ] || exit 0',
+        f'[ "$(sysctl -n kern.osreldate)" -ge {PF_LOOPS_SINCE} ] || exit 0',
         "pfctl -s info 2>/dev/null | grep '^Status: Enabled' || exit 0",
         f"pfctl -s Interfaces -v -i {shlex.quote(interface)}",
     )
@@ -303,21 +318,31 @@ def _pf_judge(interface: str) -> Judge:
     return judge
 
 
-def not_in_use(role: str) -> Check:
+def _judge_redirect(status: int, output: str) -> str | None:
+    if output.strip() in ("", "0"):
+        return None
+    return (
+        f"net.inet.ip.redirect is {output.strip()}, so that before FreeBSD 13 packets of inside hosts to virtual"
+        " addresses are not forwarded: set net.inet.ip.redirect=0 (sysctl, /etc/sysctl.conf)"
+    )
+
+
+def not_in_use(role: str, own: Collection[int] = ()) -> Check:
     """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a divert port
-    they name. The lock in run_dir can't tell that: another daemon may have another run_dir.
+    they name, other than the ports `own`. The lock in run_dir can't tell that: another daemon may have another run_dir,
+    and the rules are for all alike.
     """
-    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role))
+    return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role, frozenset(own)))
 
 
-def _owner_judge(role: str) -> Judge:
+def _owner_judge(role: str, own: Collection[int]) -> Judge:
     sets = {EN_SET, STAND_IN_SET} if role == "en" else {ROUTER_SET}
 
     def judge(status: int, output: str) -> str | None:
         listing, _, sockets = output.partition(_SOCKETS)
         bodies = [rule.body for rule in parse_rules(listing) if rule.is_ours and rule.set in sets]
         ports = {int(words[1]) for body in bodies if (words := body.split())[0] == "divert" and words[1].isdigit()}
-        held = sorted(port for port in ports if is_held(port, sockets))
+        held = sorted(port for port in ports.difference(own) if is_held(port, sockets))
         if not held:
             return None
         who = holder_of(held[0], sockets) or "a process"
@@ -336,7 +361,8 @@ def router_look(fw: RouterFirewall) -> tuple[str, ...]:
 def en_look(fw: EnFirewall) -> tuple[str, ...]:
     """As `router_look`, for `en_rules`."""
     table = f"echo '# table'; ipfw table {PEERS_TABLE} list 2>/dev/null || true"
-    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table)
+    settings = f"echo '# settings'; sysctl -n {' '.join(setting.name for setting in EN_SETTINGS)} 2>/dev/null"
+    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings)
 
 
 def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:
@@ -350,10 +376,20 @@ def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[s
         f"echo '# rules'; printf '%s\\n' \"$rules\" | sed -n -e 's/^# //' {words}",
         *(_look_at_nat(nat) if nat is not None else ()),
         *more,
+        f"echo '# pf'; {_look_at_pf(interface)}",
         # Without an address the interface may be away altogether.
         f"echo '# address'; ifconfig {shlex.quote(interface)} inet 2>/dev/null || true",
     )
     return ("sh", "-c", "\n".join(lines))
+
+
+def _look_at_pf(interface: str) -> str:
+    """A line if pf has come to the interface since: then packets go round for ever, and natf is not to blame."""
+    return (
+        f'[ "$(sysctl -n kern.osreldate)" -ge {PF_LOOPS_SINCE} ]'
+        " && pfctl -s info 2>/dev/null | grep -q '^Status: Enabled'"
+        f" && ! pfctl -s Interfaces -v -i {shlex.quote(interface)} 2>/dev/null | grep -q '(skip)' && echo active"
+    )
 
 
 def _look_at_nat(nat: NatRule) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from natf_bsd.firewall import linux_gateway
 from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
-from natf_bsd.firewall.linux_gateway import NOTHING_THERE, ROUTE_PROTOCOL, Gateway
+from natf_bsd.firewall.linux_gateway import NOTHING_THERE, ROUTE_PROTOCOL, WITH_DATA, Gateway
 from natf_bsd.types import Address, format_address
 
 RULE_PRIORITY: Final = 78  # before the main table's 32766
@@ -117,6 +117,7 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
             f"-m mark --mark {mark} -j CONNMARK --save-mark --nfmask {fw.mask:#x} --ctmask {fw.mask:#x}",
             # Queries: only an answer to one of them is believed.
             f"-p udp --dport 53 -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
+            f"-p tcp --dport 53 {WITH_DATA} -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
         ],
         # raw, so that conntrack and all that follows see G2 only, never V1.
         ("raw", "OUTPUT"): [

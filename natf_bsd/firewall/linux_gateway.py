@@ -19,6 +19,9 @@ ROUTE_PROTOCOL: Final = 78
 NOTHING_THERE: Final = (2,)
 """Exit statuses of ip(8): the kernel said no."""
 
+# A TCP segment with more than a DNS header in it; an acknowledgement alone, with time stamps, has 52 bytes.
+WITH_DATA: Final = "-m length --length 54:65535 -m conntrack --ctstate ESTABLISHED"
+
 # Below the ports Linux gives the programs of the host itself (32768 to 60999): an inside host's flow to V1:d must not
 # be taken for one of theirs, which conntrack never sees as G1:s -> V1:d.
 _PORTS: Final = "1024-32767"
@@ -80,6 +83,7 @@ def look_ups(dns_queue: int) -> list[str]:
     return [
         f"-p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED {queue}",
         f"-p udp --dport 53 {queue}",
+        f"-p tcp --dport 53 {WITH_DATA} {queue}",
     ]
 
 

@@ -32,8 +32,9 @@ _PACKET_OUTGOING = 4
 _UNITS = {MAGIC_NANOSECONDS: 1e9, MAGIC_MICROSECONDS: 1e6}
 """Parts of a second that times are counted in."""
 
-_FLUSH = 0.05
-"""Seconds without a packet after which all up to now has been written: the kernel hands over within a millisecond."""
+_FLUSH = 0.2
+"""Seconds without a packet after which all up to now has been written: the kernel hands over within a millisecond, but
+on an emulated machine the writer waits for the processor."""
 
 
 @dataclass(frozen=True, slots=True)

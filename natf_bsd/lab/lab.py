@@ -52,7 +52,7 @@ class LabProcess(subprocess.Popen[str]):
             log.seek(self._start)
             return log.read().decode(errors="replace")
 
-    def stop(self, timeout: float = 5.0) -> int:
+    def stop(self, timeout: float = 30.0) -> int:
         """SIGTERM, then its exit status. NatfError, with its output, when that does not end it within `timeout` s."""
         self.terminate()
         try:

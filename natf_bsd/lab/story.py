@@ -120,7 +120,7 @@ class Story(ABC):
     def _file(self, what: str, host: str, name: str) -> None:
         copy = self._lab.run_dir / "big"
         began = time.monotonic()
-        done = self._lab.exec(host, [*CURL, "-o", str(copy), f"http://{name}/big"])
+        done = self._lab.exec(host, [*CURL, "--max-time", "55", "-o", str(copy), f"http://{name}/big"])
         seconds = time.monotonic() - began
         good = done.returncode == 0 and digest(copy) == services.big_digest(_host_of(name))
         size = copy.stat().st_size if copy.exists() else 0

@@ -197,17 +197,14 @@ class KeepAlive:
 
     def _look(self, total: int, now: float) -> None:
         last = self._looks[-1]
-        packets = total - last.total
-        is_new_counter = packets < 0
-        if is_new_counter:
-            packets = total
+        packets = total - last.total if total >= last.total else total  # less: the counter began anew
         # Most packets of one second, which may lie in two windows; that of the last sample lies in those kept. From
         # there to the next sample pass these and packet_limit more, from any later one in this window fewer.
         busiest = max(map(sum, pairwise([*(look.packets for look in self._looks), packets])))
         made = max(1, (busiest + last.limit) // 3)
         look = _Look(now, total, packets, made, max(last.limit, made))
-        if is_new_counter or self._anew:
-            # Counted from here on only, but nothing is forgotten that makes the bounds larger.
+        if self._anew:
+            # What was counted so far proves nothing, but keeps the bounds as large as it made them.
             self._anew = False
             self._looks = [replace(look, packets=busiest, made=look.limit)]
         else:
@@ -224,7 +221,7 @@ class KeepAlive:
                 # The last sample may be from the second before that look, and so be in its window.
                 looks[-1] = replace(newest, limit=max(look.made for look in looks))
                 self._sampled_at = looks[0].at - _SECOND
-                return
+                break
         if len(looks) > _MOST_LOOKS:
             first, second = looks[:2]
             looks[:2] = [replace(second, packets=first.packets + second.packets)]

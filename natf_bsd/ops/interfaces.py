@@ -97,7 +97,12 @@ def route_to(destination: str, run: Run = run_process) -> dict[str, str]:
     """What route(8) of FreeBSD says of the way to `destination` ("interface", "gateway", ...); empty if there is
     none."""
     done = run(("route", "-n", "get", destination), None)
-    pairs = (line.partition(":") for line in done.stdout.splitlines()) if done.status == 0 else ()
+    return read_route(done.stdout) if done.status == 0 else {}
+
+
+def read_route(output: str) -> dict[str, str]:
+    """The lines of `route -n get` by their names."""
+    pairs = (line.partition(":") for line in output.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon and value.strip()}
 
 

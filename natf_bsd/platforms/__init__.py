@@ -52,7 +52,7 @@ class ControlChannel(Protocol):
 @dataclass(frozen=True, slots=True)
 class Way:
     """To and from those who use virtual addresses. `out`: what they send there; `inward`: what comes for them from
-    routers that have mappings; `injector`: errors to them."""
+    routers that have mappings; `injector`: packets of ours to them."""
 
     out: Divert
     inward: Divert
@@ -62,10 +62,12 @@ class Way:
 @dataclass(frozen=True, slots=True)
 class EnPorts:
     """An external node's ways to the kernel. `dns`: look-ups, queries and answers; `own`: this host's programs, and
-    whoever else is not told apart from them; `inside`: the hosts behind it, where that is a way of its own."""
+    whoever else is not told apart from them; `outward`: packets of ours that take the way of programs' own; `inside`:
+    the hosts behind this one, where that is a way of its own."""
 
     dns: tuple[Divert, ...]
     own: Way
+    outward: Injector
     control: ControlChannel
     inside: Way | None = None
 

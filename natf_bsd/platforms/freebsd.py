@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.divert4 import DivertBackend, DivertWriter
 from natf_bsd.divert.host import Host
-from natf_bsd.divert.own import DivertedControl, OwnPackets
+from natf_bsd.divert.own import DivertedControl, OwnPackets, ProgramPackets
 from natf_bsd.divert.syscalls import SystemCalls
 from natf_bsd.errors import CommandFailed, NatfError, RestartNeeded
 from natf_bsd.firewall import ipfw, runner
-from natf_bsd.firewall.command import Sysctl
 from natf_bsd.firewall.guard import Listing
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces
 from natf_bsd.firewall.ipfw_rules import Tables
@@ -26,24 +25,28 @@ from natf_bsd.ops.interfaces import Interface, outer_on_freebsd, route_to
 from natf_bsd.ops.loop import monotonic, precise
 from natf_bsd.ops.process import Run, run_process
 from natf_bsd.platforms import EnPorts, RouterPorts, Way
-from natf_bsd.types import Address, Direction, parse_address
+from natf_bsd.types import Address, Direction, format_address, parse_address
 
 log = logging.getLogger(__name__)
-
-# Programs of a host that is diverted itself must not hand over segments larger than the MTU: what is written back is
-# not cut up again (FREEBSD.md 1.6).
-_NO_TSO = Sysctl("net.inet.tcp.tso", "0", optional=True)
 
 # natd -unregistered_only translates private addresses alone (RFC 1918).
 _PRIVATE = parse_address("10.255.255.254")
 
 
 class FreeBsd:
-    """See `Platform`. `calls`, `host` and `run` are for a model kernel."""
+    """See `Platform`. `calls`, `host`, `run` and the clock `now` are for a model kernel."""
 
-    def __init__(self, *, calls: SystemCalls | None = None, host: Host | None = None, run: Run = run_process) -> None:
+    def __init__(
+        self,
+        *,
+        calls: SystemCalls | None = None,
+        host: Host | None = None,
+        run: Run = run_process,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
         self.settings = SysctlProgram(run)
         self.run = run
+        self.now = now
         self._calls = calls
         self._host = host or Host()
 
@@ -60,7 +63,7 @@ class FreeBsd:
     def en_places(self, config: EnConfig, interface: Interface) -> EnPlaces:
         """Where our rules go among those that are there now."""
         rules, tables = self._firewall()
-        return ipfw.en_places(rules, interface, prefix_of(config), tables)
+        return ipfw.en_places(rules, interface, config.virtual_network, tables)
 
     def router_places(self, interface: Interface) -> RouterPlaces:
         """As `en_places`."""
@@ -108,19 +111,22 @@ class FreeBsdEn:
         config, places = self._config, self._places
         answers, queries = self._divert(config.dns_queue, stack), self._divert(config.query_queue, stack, Direction.OUT)
         out, inward = self._divert(config.out_queue, stack, Direction.OUT), self._divert(config.in_queue, stack)
-        injector = OwnPackets(
+        errors = OwnPackets(
             self._system.writer(),
             Direction.IN,
             after_rule=places.error_after,
             interface=self.interface.name,
             address=self._address,
         )
+        outward = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.queries)
         requests = OwnPackets(self._system.writer(), Direction.OUT, after_rule=places.request_after)
         replies = self._system.backend(config.control_queue, Direction.IN)
-        for one in (injector, requests, replies):
+        for one in (errors, outward, requests, replies):
             stack.callback(one.close)
+        # Answers to inside hosts need the NAT as errors do.
+        injector = errors if places.gateway else ProgramPackets(errors, outward)
         control = DivertedControl(replies, requests, self._address)
-        return EnPorts((answers, queries), Way(out, inward, injector), control)
+        return EnPorts((answers, queries), Way(out, inward, injector), outward, control)
 
     def plan(self, interface: Interface) -> Plan:
         config = self._config
@@ -131,7 +137,7 @@ class FreeBsdEn:
         self._planned = True
         rules = ipfw.EnFirewall(
             interface=interface.name,
-            prefix=prefix_of(config),
+            prefix=config.virtual_network,
             dns_queue=config.dns_queue,
             query_queue=config.query_queue,
             out_queue=config.out_queue,
@@ -143,7 +149,7 @@ class FreeBsdEn:
             "en",
             ipfw.probe_en(rules),
             ipfw.en_rules(rules, self._admitted),
-            [_NO_TSO],
+            list(ipfw.EN_SETTINGS),
             ipfw.en_undo(),
             ipfw.en_look(rules),
             ipfw.stand_in(),
@@ -162,9 +168,9 @@ class FreeBsdEn:
         self._change(new, old)
 
     def looked(self, found: Listing, now: float) -> None:
-        """What somebody took out of the table comes back."""
-        there = {parse_address(line.split()[0].partition("/")[0]) for line in found.get("table", ())}
-        if missing := self._admitted - there:
+        """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours."""
+        there = {line.split()[0].partition("/")[0] for line in found.get("table", ())}
+        if missing := {router for router in self._admitted if format_address(router) not in there}:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)
             self._change(missing, ())
 
@@ -266,12 +272,7 @@ class FreeBsdRouter:
     def _keep_alive(self) -> KeepAlive | None:
         if not needs_keep_alive(self._system.release()):
             return None
-        return KeepAlive(self.interface.address, self.proof[1], monotonic())
-
-
-def prefix_of(config: EnConfig) -> str:
-    """The external node's virtual addresses."""
-    return f"{config.virtual_prefix}.0.0.0/8"
+        return KeepAlive(self.interface.address, self.proof[1], self._system.now())
 
 
 def _neighbour(interface: Interface, run: Run) -> Address:

@@ -71,7 +71,7 @@ class LinuxEn:
         control = ControlSocket()
         stack.callback(control.close)
         inside = self._open_inside(stack) if self._gateway else None
-        return EnPorts((dns,), Way(out, inward, injector), control, inside)
+        return EnPorts((dns,), Way(out, inward, injector), injector, control, inside)
 
     def _open_inside(self, stack: ExitStack) -> Way:
         config = self._config
@@ -91,7 +91,7 @@ class LinuxEn:
         config = self._config
         gateway = self._gateway_on(interface) if self._gateway else None
         rules = linux.EnFirewall(
-            prefix=f"{config.virtual_prefix}.0.0.0/8",
+            prefix=config.virtual_network,
             dns_queue=config.dns_queue,
             out_queue=config.out_queue,
             in_queue=config.in_queue,

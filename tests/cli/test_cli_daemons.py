@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from natf_bsd import __version__
+from natf_bsd import __version__, platforms
 from natf_bsd.config import RouterConfig
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import runner
@@ -46,6 +46,12 @@ COMMANDS = [
     ["demo"],
     ["doctor"],
 ]
+
+
+@pytest.fixture(autouse=True)
+def linux(monkeypatch):
+    """Its plans and remains, wherever this runs: those of FreeBSD are tested on its model."""
+    monkeypatch.setattr(platforms, "this_platform", Linux)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natf_bsd.dns.names import HomeDomains
-from natf_bsd.dns.rewrite import Outcome, rewrite
+from natf_bsd.dns.rewrite import Outcome, rewrite, without_options
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import format_address
 
@@ -46,7 +46,9 @@ def records(draw, owners):
 def messages(draw):
     qname = draw(QNAMES)
     query = dns.message.make_query(
-        qname, draw(st.sampled_from(["A", "A", "AAAA", "HTTPS", "TXT"])), use_edns=draw(st.sampled_from([False, 0]))
+        qname,
+        draw(st.sampled_from(["A", "A", "AAAA", "HTTPS", "ANY", "TXT"])),
+        use_edns=draw(st.sampled_from([False, 0])),
     )
     message = dns.message.make_response(query)
     message.flags |= draw(st.sampled_from([0, dns.flags.AD, dns.flags.RA | dns.flags.AD, dns.flags.TC]))
@@ -107,8 +109,8 @@ def test_an_answer_with_addresses_becomes_what_dnspython_understands_as_the_virt
             assert rrset.ttl == ttl == expected[1]
     if outcome is Outcome.EMPTIED:
         assert not result.answer
-        assert result.rcode() == dns.rcode.NOERROR
-    if outcome is Outcome.FAILED:
+        assert result.rcode() == message.rcode()
+    if outcome in (Outcome.FAILED, Outcome.TRUNCATED):
         assert result.rcode() == dns.rcode.SERVFAIL
         assert not result.answer
 
@@ -128,7 +130,9 @@ def test_no_usable_answer_of_ours_shows_a_true_address_to_who_asks_for_one(messa
         assert any(b"\xf0" in record.to_wire() for rrset in sections(message) for record in rrset)
         assert dns.message.from_wire(after).rcode() == dns.rcode.SERVFAIL
         return
-    if not ours or asked.rdtype == dns.rdatatype.TXT or message.rcode() or message.flags & dns.flags.TC:
+    if ours and message.flags & dns.flags.TC and asked.rdtype != dns.rdatatype.TXT:
+        assert not dns.message.from_wire(after).flags & dns.flags.TC, "nobody is sent to TCP"
+    elif not ours or asked.rdtype == dns.rdatatype.TXT or message.rcode():
         assert after is wire
         assert outcome in (Outcome.NOT_OURS, Outcome.UNCHANGED)
         return
@@ -138,7 +142,7 @@ def test_no_usable_answer_of_ours_shows_a_true_address_to_who_asks_for_one(messa
             dns.rdatatype.HTTPS,
             dns.rdatatype.SVCB,
         )
-        if asked.rdtype == dns.rdatatype.A and rrset.rdtype == dns.rdatatype.A:
+        if rrset.rdtype == dns.rdatatype.A:
             assert all(record.address.startswith("240.") for record in rrset)
 
 
@@ -168,3 +172,18 @@ def test_a_damaged_answer_raises_nothing_and_never_grows(message, data):
     damaged = bytes(wire[: data.draw(st.integers(0, len(wire)))])
     after, _ = rewrite(damaged, HOMES, relate, VIRTUAL)
     assert len(after) <= len(damaged)
+
+
+@given(messages())
+def test_an_answer_without_its_options_is_the_same_but_for_them(message):
+    wire = message.to_wire()
+    message = dns.message.from_wire(wire)
+    plain = dns.message.from_wire(without_options(wire))
+    assert plain.edns == -1
+    assert (plain.id, plain.flags, plain.question) == (message.id, message.flags, message.question)
+    assert sections(plain) == sections(message)
+
+
+@given(st.binary(max_size=80))
+def test_taking_the_options_out_of_arbitrary_bytes_raises_nothing(data):
+    assert len(without_options(data)) <= len(data)

@@ -6,7 +6,7 @@ from natf_bsd.doctor import interfaces
 from natf_bsd.doctor.facts import Role
 from natf_bsd.doctor.finding import Finding, Severity
 from natf_bsd.ops.interfaces import Interface
-from tests.doctor.machine import RUN_DIR, printed, router
+from tests.doctor.machine import RUN_DIR, external_node, printed, router
 
 
 def host_on(name):
@@ -62,3 +62,36 @@ def test_a_long_name_alone_is_only_noted(machine):
     host = host_on("wanport0")
     (found,) = interfaces.names(host, machine.facts(host))
     assert (found.severity, found.title) == (Severity.NOTE, "name of wanport0")
+
+
+# ipfw-commands.jsonl of the recordings: in a jail with a default route, and in one without.
+BY_DEFAULT = (
+    "   route to: 240.0.1.1\ndestination: 0.0.0.0\n       mask: 0.0.0.0\n    gateway: 203.0.113.1\n        fib: 0\n"
+    "  interface: {}\n      flags: <UP,GATEWAY,DONE,STATIC>\n"
+)
+WAY = "route -n get 240.0.0.1"
+
+
+def test_a_default_route_by_the_outer_interface_is_way_enough(machine):
+    machine.commands[WAY] = printed(BY_DEFAULT.format("epair0b"))
+    host = external_node()
+    assert interfaces.way_out(host, machine.facts(host)) == [
+        Finding(Severity.OK, "way to virtual addresses", "by epair0b")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("route", "says"),
+    [("", "there is none"), (BY_DEFAULT.format("tun0"), "by tun0, where natf refuses them; it works on epair0b")],
+)
+def test_no_way_or_another_one_is_an_error_with_the_route_to_add(machine, route, says):
+    machine.commands[WAY] = printed(route)
+    host = external_node()
+    (found,) = interfaces.way_out(host, machine.facts(host))
+    assert found.severity is Severity.ERROR
+    assert found.found.startswith(says)
+    assert "route add -net 240.0.0.0/8 GATEWAY" in found.remedy
+
+
+def test_a_router_needs_no_way_to_virtual_addresses(machine):
+    assert interfaces.way_out(router(), machine.facts(router())) == []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from tests.e2e.name_servers import NameServers, missing
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,17 @@ def natf(unreachable: Figure1Lab) -> Iterator[Figure1Lab]:
             assert lab.natf(role, "cleanup").returncode == 0
         else:
             assert process.stop() == 0, process.output()
+
+
+@pytest.fixture(scope="module")
+def servers(figure1: Figure1Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NameServers]:
+    """The lab with a server that has authority, and the router's daemon; the external node's is not started."""
+    if reason := missing("named", "dnssec-keygen", "delv"):
+        pytest.skip(reason)
+    servers = NameServers(figure1, tmp_path_factory.mktemp("names"))
+    authority = servers.start_authority()
+    figure1.write_files()
+    router = figure1.start_router()
+    yield servers
+    for process in (router, authority):
+        process.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.lab
 
 WAN = parse_address("203.0.113.1")
 SOME = 20.0  # s; for a test's own programs, far above anything documented
+LATE = 1.0 if sys.platform == "linux" else 3.0  # s; look-up and start of a program, on FreeBSD perhaps emulated
 
 UDP = """
 import socket, sys
@@ -134,7 +136,7 @@ def test_a_router_without_natf_is_reached_itself(natf: Figure1Lab) -> None:
 def test_a_silent_router_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
     word, seconds = connect(natf, "www.silent.example.net")
     assert word == "EHOSTUNREACH"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
     assert udp(natf, "www.silent.example.net", 8) == "OSError", "UDP programs are told too"
 
 
@@ -144,14 +146,14 @@ def test_a_silent_router_is_reached_itself_where_the_user_wants_that(natf: Figur
     natf.start_en(on_silence="direct")
     word, seconds = connect(natf, "www.silent.example.net")
     assert word == "connected"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
 
 
 def test_a_router_whose_icmp_is_filtered_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
     with HERE.without_icmp(natf):
         word, seconds = connect(natf, "alice.home.example.net")
     assert word == "EHOSTUNREACH"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + 1
+    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
     assert connect(natf, "alice.home.example.net")[0] == "connected", "and works again once the filter is gone"
 
 

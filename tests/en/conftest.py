@@ -23,8 +23,8 @@ DOMAIN = "home.example.net"
 
 
 class Bench:
-    """One `EnCore`. `sent` (bytes) and `put_back` (the packets), `dropped`, `told` (errors to programs), `asked`
-    (requests as time, router, echo)."""
+    """One `EnCore`. `sent` (bytes) and `put_back` (the packets), `dropped`, `told` (errors and answers of ours to
+    programs), `outward` (what took the way of a program's own packets), `asked` (requests as time, router, echo)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
@@ -39,6 +39,7 @@ class Bench:
         self.put_back: list[Packet] = []
         self.dropped: list[Packet] = []
         self.told: list[bytes] = []
+        self.outward: list[bytes] = []
         self.asked: list[tuple[float, Address, icmp.Echo]] = []
         self.saved: list[dict[str, object]] = []
         self.admitted: list[tuple[bytes, ...]] = []
@@ -52,6 +53,8 @@ class Bench:
                     self.put_back.append(sent)
                 case Drop(dropped):
                     self.dropped.append(dropped)
+                case Inject(data, outward=True):
+                    self.outward.append(data)
                 case Inject(data):
                     self.told.append(data)
                 case SendControl(router, data, _):
@@ -72,9 +75,11 @@ class Bench:
 
     CLIENT = Endpoint(G1, 40053)
 
-    def ask(self, name: str, kind: str = "A", *, ident: int = 4711, server: Endpoint = SERVER) -> None:
+    def ask(
+        self, name: str, kind: str = "A", *, ident: int = 4711, server: Endpoint = SERVER, edns: bool = False
+    ) -> None:
         """A program's query goes out."""
-        query = dns.message.make_query(name, kind, id=ident).to_wire()
+        query = dns.message.make_query(name, kind, id=ident, use_edns=0 if edns else False).to_wire()
         self.perform(self.core.handle_dns(Packet(build.udp(self.CLIENT, server, query), Direction.OUT), self.now))
         assert self.sent.pop()[28:] == query
 

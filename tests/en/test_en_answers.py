@@ -178,7 +178,8 @@ def test_a_router_that_cannot_is_unreachable(bench, status: str, udp: bool, code
 
 
 def test_where_tcp_does_not_heed_unreachable_it_hears_time_exceeded(make_bench) -> None:
-    """FreeBSD: both mean EHOSTUNREACH, and only this one ends an attempt to connect."""
+    """FreeBSD: both mean EHOSTUNREACH, and only this one ends an attempt to connect. UDP would take "prohibited" for a
+    refusal."""
     bench = make_bench(heeds_unreachable=False)
     virtual = bench.learn()
     bench.out(bench.syn(virtual))
@@ -188,7 +189,7 @@ def test_where_tcp_does_not_heed_unreachable_it_hears_time_exceeded(make_bench) 
     assert seen.data.data.data.data.dport == 80
     bench.out(bench.udp(virtual))
     bench.refuse(message.Status.OUT_OF_RESOURCES)
-    assert unreachable(bench.told[1]).data.code == dpkt.icmp.ICMP_UNREACH_HOST_PROHIB
+    assert unreachable(bench.told[1]).data.code == dpkt.icmp.ICMP_UNREACH_HOST
 
 
 def test_one_flow_gets_one_error_however_much_it_had_sent(bench) -> None:

@@ -63,7 +63,7 @@ class Bench:
             Way(handles[f"{name}.out"], handles[f"{name}.in"], self.errors[name]) for name in ("own", "inside")
         )
         core = EnCore(EnConfig(("home2.example.net",)))
-        self.ports = EnPorts((handles["dns"],), own, self.control, inside)
+        self.ports = EnPorts((handles["dns"],), own, Written(), self.control, inside)
         self.node = EnNode(core, NoSide(), self.ports, lambda record: None, now=lambda: self.now)
         self.virtual = Endpoint(core.names.learn(Name("carol", "home2.example.net"), (G2,), 60, self.now).virtual, 80)
 
@@ -151,5 +151,5 @@ def test_silence_is_told_to_whoever_asked(bench: Bench) -> None:
 
 
 def test_each_way_has_its_counters(bench: Bench) -> None:
-    names = ["dns", "out", "in", "injector", "inside_out", "inside_in", "inside_injector", "control"]
+    names = ["dns", "out", "in", "injector", "outward", "inside_out", "inside_in", "inside_injector", "control"]
     assert list(bench.node.counters) == names

@@ -48,11 +48,13 @@ add 30 set 5 deny ip from 240.0.0.0/8 to any in recv em0 // natf
 add 31 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 32 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 32 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
+add 32 set 5 divert 8715 tcp from any to any 53 out via lo0 established // natf
 add 34 set 5 divert 8714 icmp from any to me in recv em0 icmptypes 0 // natf
 add 35 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf
 add 35 set 5 unreach host ip from any to 240.0.0.0/8 out // natf
 add 36 set 5 allow ip from me to any out xmit em0 diverted-output // natf
 add 37 set 5 divert 8715 udp from me to any 53 out xmit em0 // natf
+add 37 set 5 divert 8715 tcp from me to any 53 out xmit em0 established // natf
 add 37 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 38 set 5 divert 8712 { tcp or udp } from table(natf_peers) to me in recv em0 // natf
 add 39 set 5 allow ip from 240.0.0.0/8 to me in recv em0 diverted-loopback // natf
@@ -73,12 +75,14 @@ add 45 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 46 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 47 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 47 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
+add 47 set 5 divert 8715 tcp from any to any 53 out via lo0 established // natf
 add 48 set 5 divert 8712 { tcp or udp } from table(natf_peers) to me in recv em0 // natf
 add 53 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf
 add 53 set 5 unreach host ip from any to 240.0.0.0/8 out // natf
 add 53 set 5 skipto 55 ip from any to any out // natf
 add 54 set 5 allow ip from me to any out xmit em0 diverted-output // natf
 add 55 set 5 divert 8715 udp from me to any 53 out xmit em0 // natf
+add 55 set 5 divert 8715 tcp from me to any 53 out xmit em0 established // natf
 set disable 6 enable 5
 """
 
@@ -161,9 +165,12 @@ def judged(checks: list[Check], start: str, status: int, output: str) -> str | N
     return check.judge(status, output)
 
 
+WHO_READS = "ipfw -S list 2>/dev/null; echo '# sockets'; sockstat -P divert"
+
+
 def test_what_is_looked_at_before_rules_are_set() -> None:
     common = ["ipfw -S list", "ipfw -n -q /dev/stdin", "sysctl -n net.inet.ip.fw.enable"]
-    pf = ['sh -c [ "$(sysctl -n kern.osreldate)" -ge 1400000 ] || exit 0']
+    pf = ['sh -c [ "$(sysctl -n kern.osreldate)" -ge 1400000 ] || exit 0', f"sh -c {WHO_READS}"]
     assert commands_of(ipfw.probe_router(ROUTER)) == [*common, *pf, "sysctl -n net.inet.ip.forwarding"]
     assert commands_of(ipfw.probe_router(KERNEL_ROUTER)) == [
         *common,
@@ -171,9 +178,11 @@ def test_what_is_looked_at_before_rules_are_set() -> None:
         "sysctl -n net.inet.ip.forwarding",
         "sysctl -n net.inet.ip.fw.one_pass",
     ]
-    assert commands_of(ipfw.probe_en(HOST)) == commands_of(ipfw.probe_en(GATEWAY)) == [*common, *pf]
+    assert commands_of(ipfw.probe_en(HOST)) == [*common, *pf]
+    redirect = 'sh -c [ "$(sysctl -n kern.osreldate)" -ge 1300000 ] || sysctl -n net.inet.ip.redirect'
+    assert commands_of(ipfw.probe_en(GATEWAY)) == [*common, *pf, redirect]
     kernel = replace(HOST, places=ipfw.en_places(rules(KERNEL_NAT + OPEN), OUTER, PREFIX))
-    assert commands_of(ipfw.probe_en(kernel)) == [*common, *pf, "sysctl -n net.inet.ip.fw.one_pass"]
+    assert commands_of(ipfw.probe_en(kernel)) == [*common, *pf, redirect, "sysctl -n net.inet.ip.fw.one_pass"]
 
 
 def test_the_syntax_of_exactly_the_rules_is_looked_at() -> None:
@@ -285,6 +294,55 @@ def test_pf_next_to_ipfw_is_refused_where_it_loops(
         assert "expected `set skip on em0` in /etc/pf.conf" in problem
 
 
+@pytest.mark.parametrize(
+    ("release", "redirect", "refused"),
+    [("1201000", "1", True), ("1201000", "0", False), ("1302001", "1", False), ("1402000", "1", False)],
+)
+def test_a_release_that_forwards_no_class_e_is_refused_on_the_nat_box(
+    programs: Programs, release: str, redirect: str, refused: bool
+) -> None:
+    answers = f'case "$2" in kern.osreldate) echo {release} ;; net.inet.ip.redirect) echo {redirect} ;; esac'
+    (check,) = [check for check in ipfw.probe_en(GATEWAY) if "redirect" in check.command.argv[-1]]
+    problem = check.judge(*run(check.command.argv, programs({"sysctl": answers})))
+    assert (problem is not None) == refused
+    if problem:
+        assert problem.endswith("set net.inet.ip.redirect=0 (sysctl, /etc/sysctl.conf)")
+
+
+SOCKSTAT = """\
+USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS
+root     python3.11 711   5   div4   *:8701                *:*
+?        ?          ?     ?   div4   *:8712                *:*
+"""
+
+
+@pytest.mark.parametrize(
+    ("checks", "holder"),
+    [
+        (
+            lambda: ipfw.probe_router(replace(ROUTER, control_queue=1, capture_queue=2)),
+            "python3.11 (process 711 of root)",
+        ),
+        (lambda: ipfw.probe_en(replace(HOST, in_queue=3)), "a process"),
+    ],
+    ids=["router", "en"],
+)
+def test_the_rules_of_a_daemon_that_lives_are_not_taken_from_it(
+    programs: Programs, checks: Callable[[], list[Check]], holder: str
+) -> None:
+    """One with another run_dir and other ports: neither the lock nor the ports keep the second one off."""
+    listing = ROUTER_BATCH + HOST_BATCH
+    printed = "".join(f"{line.removeprefix('add ')}\n" for line in listing.splitlines() if line.startswith("add"))
+    environment = programs({"ipfw": f"cat <<'END'\n{printed}END", "sockstat": f"cat <<'END'\n{SOCKSTAT}END"})
+    (check,) = [check for check in checks() if "sockstat" in check.command.argv[-1]]
+    problem = check.judge(*run(check.command.argv, environment))
+    assert problem is not None
+    assert f"is running with another run_dir ({holder} holds divert port 87" in problem
+    for own in ipfw.probe_router(ROUTER), ipfw.probe_en(HOST):
+        (check,) = [check for check in own if "sockstat" in check.command.argv[-1]]
+        assert check.judge(*run(check.command.argv, environment)) is None, "the ports of this daemon itself"
+
+
 LISTING = """\
 # DISABLED 00035 set 6 reject ip from any to 240.0.0.0/8 out // natf
 00040 set 7 divert 8701 icmp from any to me in recv em0 icmptypes 8 // natf
@@ -312,7 +370,9 @@ case "$*" in
 esac"""
     pgrep = "[ \"$*\" = '-x natd' ] && echo 711"
     ifconfig = f"[ \"$*\" = 'em0 inet' ] && echo '{IFCONFIG}'"
-    return programs({"ipfw": ipfw_script, "pgrep": pgrep, "ifconfig": ifconfig})
+    sysctl = "case $2 in kern.osreldate) echo 1402000 ;; net.inet.tcp.tso) echo 0 ;; *) exit 1 ;; esac"
+    pfctl = "exit 1"
+    return programs({"ipfw": ipfw_script, "pgrep": pgrep, "ifconfig": ifconfig, "sysctl": sysctl, "pfctl": pfctl})
 
 
 def test_a_look_at_the_router_shows_its_rules_the_nat_and_the_address(freebsd: dict[str, str]) -> None:
@@ -322,6 +382,7 @@ def test_a_look_at_the_router_shows_its_rules_the_nat_and_the_address(freebsd: d
         "rules": tuple(LISTING.splitlines()[1:3]),
         "nat": ("00050 12 3456 divert 8668 ip4 from any to any via em0",),
         "natd": ("711",),
+        "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
     assert guard.judge(guard.read(output), guard.read(output), OUTER.address) == guard.Finding((), OUTER.address)
@@ -336,6 +397,8 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
             "00053 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf",
         ),
         "table": ("198.51.100.1/32 0",),
+        "settings": ("0",),
+        "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
     gateway = guard.read(run(ipfw.en_look(GATEWAY), freebsd)[1])
@@ -346,10 +409,39 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
 def test_a_look_that_finds_nothing_is_no_failure_and_one_that_cannot_list_is(programs: Programs) -> None:
     nothing = {"ipfw": '[ "$*" = "-S list" ]', "pgrep": "exit 1", "ifconfig": "exit 1"}
     status, output = run(ipfw.router_look(ROUTER), programs(nothing))
-    assert (status, guard.read(output)) == (0, {"rules": (), "nat": (), "natd": (), "address": ()})
+    assert (status, guard.read(output)) == (0, {"rules": (), "nat": (), "natd": (), "pf": (), "address": ()})
     status, output = run(ipfw.en_look(GATEWAY), programs(nothing | {"ipfw": "exit 71"}))
     assert (status, output) == (71, "")
 
 
 def test_natd_is_not_looked_for_where_the_kernel_translates(freebsd: dict[str, str]) -> None:
     assert "natd" not in guard.read(run(ipfw.router_look(KERNEL_ROUTER), freebsd)[1])
+
+
+@pytest.mark.parametrize(
+    ("release", "info", "skip", "found"),
+    [
+        (1402000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", "", ("active",)),
+        (1402000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", " (skip)", ()),
+        (1402000, "Status: Disabled                              Debug: Urgent", "", ()),
+        (1302000, "Status: Enabled for 0 days 00:00:07           Debug: Urgent", "", ()),
+    ],
+)
+def test_a_pf_that_comes_to_the_interface_is_seen_at_the_next_look(
+    programs: Programs, release: int, info: str, skip: str, found: tuple[str, ...]
+) -> None:
+    """Its uptime is no part of what is compared, or every look would find a change."""
+    interfaces = f'[ "$*" = "-s Interfaces -v -i em0" ] && echo "em0{skip}"'
+    stand_ins = {
+        "ipfw": "exit 0",
+        "ifconfig": "exit 0",
+        "pgrep": "exit 1",
+        "sysctl": f"echo {release}",
+        "pfctl": f'[ "$*" = "-s info" ] && echo "{info}" || {{ {interfaces}; }}',
+    }
+    status, output = run(ipfw.router_look(ROUTER), programs(stand_ins))
+    assert status == 0
+    assert guard.read(output)["pf"] == found
+    before = guard.read(output) | {"pf": ()}
+    changed = guard.judge(before, guard.read(output), OUTER.address).changed
+    assert [text.partition(",")[0] for text in changed] == ["pf" for _ in found]

@@ -37,6 +37,8 @@ COMMIT
 -j NFQUEUE --queue-num 8710 --queue-bypass
 -A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
 -A NATF-EN-OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-OUTPUT -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
 COMMIT
 *raw
 :NATF-EN-PREROUTING - [0:0]
@@ -70,9 +72,13 @@ COMMIT
 -A NATF-EN-OUTPUT -m mark --mark 0x4f000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
 -A NATF-EN-OUTPUT -m mark --mark 0x4e000000/0xff000000 -j CONNMARK --save-mark --nfmask 0xff000000 --ctmask 0xff000000
 -A NATF-EN-OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-OUTPUT -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
 -A NATF-EN-FORWARD -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
 -j NFQUEUE --queue-num 8710 --queue-bypass
 -A NATF-EN-FORWARD -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-FORWARD -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
+-j NFQUEUE --queue-num 8710 --queue-bypass
 COMMIT
 *nat
 :NATF-EN-POSTROUTING - [0:0]

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 from click.testing import CliRunner
 
 from natf_bsd.cli import main
-from natf_bsd.divert import tun
 from natf_bsd.lab.demo import Demo
 from natf_bsd.lab.demo_homes import Demo3
 from natf_bsd.lab.fabric import Fabric
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure3 import Figure3Lab
+from tests.lab_platform import HERE
 
+CLIENT = "stock curl" if shutil.which("curl") else "a stand-in for curl, which is not installed"
 STORY = (
     "without NAT-f alice cannot be reached",
     "alice and bob resolve to virtual addresses of their own: 240.",
-    "a page from alice, both at the same time, with stock curl: This is alice's page.",
-    "a page from bob, both at the same time, with stock curl: This is bob's page.",
+    f"a page from alice, both at the same time, with {CLIENT}: This is alice's page.",
+    f"a page from bob, both at the same time, with {CLIENT}: This is bob's page.",
     "UDP datagrams to bob and back: bob: one, bob: two, bob: three",
     "a 20 MB file from alice, the same bytes: 20000000 bytes",
     "eve, whom the table denies, is refused at once",
@@ -38,10 +42,10 @@ STORY3 = (
     "natf router and natf en run on both routers, beside their own NAT, and nothing on inside hosts",
     "to alice carol and dave have virtual addresses of their own: 240.",
     "and so has alice to carol: 240.",
-    "alice calls carol, all four at the same time, with stock curl: This is carol's page. You are 203.0.113.1:",
-    "carol calls alice, all four at the same time, with stock curl: This is alice's page. You are 203.0.113.2:",
-    "bob calls dave, all four at the same time, with stock curl: This is dave's page. You are 203.0.113.1:",
-    "dave calls bob, all four at the same time, with stock curl: This is bob's page. You are 203.0.113.2:",
+    f"alice calls carol, all four at the same time, with {CLIENT}: This is carol's page. You are 203.0.113.1:",
+    f"carol calls alice, all four at the same time, with {CLIENT}: This is alice's page. You are 203.0.113.2:",
+    f"bob calls dave, all four at the same time, with {CLIENT}: This is dave's page. You are 203.0.113.1:",
+    f"dave calls bob, all four at the same time, with {CLIENT}: This is bob's page. You are 203.0.113.2:",
     "UDP datagrams from alice and back: carol: one, carol: two, carol: three",
     "UDP datagrams from carol and back: bob: one, bob: two, bob: three",
     "a 20 MB file from carol to alice, the same bytes: 20000000 bytes",
@@ -52,17 +56,20 @@ STORY3 = (
     "every mapping's time was traced on both sides",
     "everything is removed",
 )
+LONGEST = 120.0 if sys.platform == "linux" else 600.0
+"""Seconds. FreeBSD may run on an emulated processor, where each process takes a tenth of a second to start."""
+
 PARTS = ("negotiation start", "router, its NAT included", "resume", "total", "answer rewriting, once a name")
 
 
 @pytest.mark.lab
 def test_the_story_is_told_whole_and_within_its_time() -> None:
-    if reason := tun.unavailable():
+    if reason := Figure1Lab().platform.lacks_for_daemons():
         pytest.skip(reason)
     said: list[str] = []
     began = time.monotonic()
     assert Demo(said.append).run() == []
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < LONGEST
     text = "\n".join(said)
     for step in STORY:
         assert re.search(rf"^ *[0-9.]+ s  ok   {re.escape(step)}", text, re.MULTILINE), step
@@ -76,12 +83,12 @@ def test_the_story_is_told_whole_and_within_its_time() -> None:
 
 @pytest.mark.lab
 def test_the_story_from_private_to_private_is_told_whole_and_within_its_time() -> None:
-    if reason := tun.unavailable():
+    if reason := Figure3Lab().platform.lacks_for_daemons():
         pytest.skip(reason)
     said: list[str] = []
     began = time.monotonic()
     assert Demo3(said.append).run() == []
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < LONGEST
     text = "\n".join(said)
     for step in STORY3:
         assert re.search(rf"^ *[0-9.]+ s  ok   {re.escape(step)}", text, re.MULTILINE), step
@@ -117,6 +124,7 @@ def test_a_router_that_says_nothing_of_eve_is_no_refusal_at_once(monkeypatch: py
 
 
 @pytest.mark.lab
+@pytest.mark.linux("its machine's namespaces tell by their names whose they are")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's namespaces are the machine's")
 @pytest.mark.parametrize(("name", "failed"), [("somebody-elses", []), ("natf-demo-extra", ["everything is removed"])])
 def test_what_others_make_meanwhile_is_not_left_by_us(
@@ -131,9 +139,8 @@ def test_what_others_make_meanwhile_is_not_left_by_us(
 
 
 def filtered(demo: Demo) -> None:
-    rule = ["PREROUTING", "-i", "wan", "-p", "icmp", "-j", "DROP"]
-    demo._lab.exec("router", ["iptables", "-t", "raw", "-I", *rule], check=True)
-    demo._refusal()
+    with HERE.without_icmp(demo._lab):
+        demo._refusal()
 
 
 def test_where_namespaces_are_impossible_it_is_told_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

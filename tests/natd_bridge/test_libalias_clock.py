@@ -309,28 +309,58 @@ def test_a_natd_that_did_not_answer_for_a_time_is_not_supposed_to_have_counted(
     play(router, after, 10.0)
 
 
-@pytest.mark.parametrize("between", ["many quiet looks", "a counter that began anew"])
-def test_the_packets_of_a_second_are_remembered_until_the_next_sample(between: str) -> None:
-    """1000 packets make a sample, 9000 more come in its second. The next sample, whenever it is, counts them all; and
-    behind it come, in its second, enough packets for a sample, which are none then.
+@pytest.mark.parametrize(("looks", "between"), [(20, ""), (4, ""), (4, "counter began anew"), (4, "packets were lost")])
+def test_the_packets_of_a_second_are_remembered_until_the_next_sample(looks: int, between: str) -> None:
+    """10,000 packets follow a sample in its second; whenever the next comes, it counts them. It comes with a look, and
+    behind it, in its second, as many packets as would be a sample in any other.
     """
     router = Router(writes=False)
-    router.look()
-    router.now += 10.0
-    router.packets(10_000)
-    for _ in range(20 if between == "many quiet looks" else 2):
-        router.now += 10.0
+    router.packets(2999)
+    for _ in range(2):
         router.look()
-    if between == "a counter that began anew":
-        router.total = 0
-    router.packets(333)
-    assert router.clock.limit == 3108
+        router.now += 5.0
+    router.packets(1)
+    assert router.clock.limit == 1000
+    router.packets(10_000)
+    for number in range(looks):
+        router.look()
+        if number == 0 and between == "counter began anew":
+            router.total = 0
+        if number == 0 and between == "packets were lost":
+            assert router.keep.take(router.now) == BURST
+            assert router.keep.take(router.now + PATIENCE) == 0
+        router.now += 10.0
+        router.packets(1000 // looks)
+    assert router.clock.limit == 3666
     router.look()
     router.now += 0.9
-    router.packets(4000)
+    router.packets(router.keep.limit)
     router.now += 0.3
     router.look()
-    assert router.keep.limit >= router.clock.limit == 3108
+    assert router.keep.limit >= router.clock.limit == 3666
+
+
+def test_a_natd_that_was_busy_before_is_supposed_to_have_a_high_limit() -> None:
+    router = Router()
+    router.now += 1.0
+    router.packets(31_000)
+    router.now += 1.0
+    router.packets(1000)
+    assert router.clock.limit == 10_101
+    router.look()
+    assert router.written == [16_000]
+    for total, limit in ((1999, 1000), (2002, 1001), (10**9, 20_000)):
+        keep = KeepAlive(G2, NOWHERE, 0.0)
+        keep.note_packets(total, 0.0)
+        assert keep.limit == limit
+
+
+def test_the_first_packets_of_a_counter_that_began_anew_count() -> None:
+    keep = KeepAlive(G2, NOWHERE, 0.0)
+    keep.note_packets(100_000, 0.0)
+    keep.note_restart()
+    keep.note_packets(9000, 10.0)
+    assert keep.limit == (9000 + FIRST_LIMIT) // 3
 
 
 # The writing.

@@ -1,5 +1,6 @@
 """The control socket, both ends: what a daemon answers to whom, and what a command makes of every kind of daemon."""
 
+import contextlib
 import json
 import logging
 import os
@@ -93,7 +94,8 @@ def talk(path, data):
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # FreeBSD: ENOTCONN, when the daemon has answered and hung up already
+            client.shutdown(socket.SHUT_WR)
         with client.makefile("rb") as stream:
             return stream.read()
 

@@ -1,5 +1,6 @@
 """The loop: who is called, when, and with what; on the real clock, with waits of milliseconds."""
 
+import contextlib
 import math
 import os
 import selectors
@@ -202,12 +203,22 @@ def test_a_signal_after_close_is_swallowed():
         signal.signal(signal.SIGUSR1, before)
 
 
+def descriptors():
+    """Those that are open. Not what /dev/fd lists: on FreeBSD that is the first three, without fdescfs(5)."""
+    found = []
+    for number in range(1024):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            found.append(number)
+    return found
+
+
 def test_close_gives_every_descriptor_back():
-    before = os.listdir("/dev/fd")
+    before = descriptors()
     loop = Loop(lambda: None, lambda now: None)
-    assert len(os.listdir("/dev/fd")) > len(before)
+    assert len(descriptors()) > len(before)
     loop.close()
-    assert len(os.listdir("/dev/fd")) == len(before)
+    assert descriptors() == before
 
 
 def test_the_clocks_go_forward_and_the_offset_leads_to_the_day():

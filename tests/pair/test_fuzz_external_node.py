@@ -6,7 +6,9 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 
+import dns.flags
 import dns.message
+import dns.reversename
 import dns.rrset
 import pytest
 
@@ -19,7 +21,7 @@ from natf_bsd.en.negotiations import MAXIMUM_NEGOTIATIONS
 from natf_bsd.keys import Key
 from natf_bsd.lab.fabric import EN, ROUTER, Fabric
 from natf_bsd.tables.virtual import VirtualAddresses
-from natf_bsd.types import Direction, Endpoint, Name, Packet, parse_address
+from natf_bsd.types import Direction, Endpoint, Name, Packet, format_address, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
 from tests.mutation import mutated
 
@@ -49,7 +51,8 @@ def query_of(answer: dns.message.Message) -> dns.message.Message:
 
 
 def dns_corpus() -> list[tuple[bytes, bytes]]:
-    """Packets with queries and their answers: ours and not, one address and several, over a CNAME, emptied, refused."""
+    """Packets with queries and their answers: ours and not, one address and several, over a CNAME, emptied, refused,
+    truncated, by TCP, and about virtual addresses."""
     found = []
     for number, host in enumerate(HOSTS):
         name = f"{host}.home.example.net."
@@ -70,13 +73,31 @@ def dns_corpus() -> list[tuple[bytes, bytes]]:
         answer = dns.message.make_response(dns.message.make_query("host1.home.example.net.", kind))
         answer.answer.append(dns.rrset.from_text("host1.home.example.net.", 60, "IN", kind, text))
         found.append(answer)
+    truncated = dns.message.make_response(dns.message.make_query("host3.home.example.net.", "A"))
+    truncated.flags |= dns.flags.TC
+    found.append(truncated)
+    for host in HOSTS[1], "never learned":
+        name = dns.reversename.from_address(format_address(virtual_of(host)))
+        found.append(dns.message.make_response(dns.message.make_query(name, "PTR")))
+    by_tcp = [framed(query_of(answer)) for answer in found[:2]]
     return [
         (
             bytes(build.udp(CLIENT, SERVER, query_of(answer).to_wire())),
             bytes(build.udp(SERVER, CLIENT, answer.to_wire())),
         )
         for answer in found
+    ] + [
+        (
+            bytes(build.tcp(CLIENT, SERVER, flags=packet.TCP_ACK, payload=query)),
+            bytes(build.tcp(SERVER, CLIENT, flags=packet.TCP_ACK)),
+        )
+        for query in by_tcp
     ]
+
+
+def framed(query: dns.message.Message) -> bytes:
+    data = query.to_wire()
+    return len(data).to_bytes(2, "big") + data
 
 
 def outbound_corpus() -> list[bytes]:

@@ -10,8 +10,11 @@ import pytest
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.errors import NatfError, RestartNeeded
-from natf_bsd.firewall import runner
+from natf_bsd.firewall import guard, runner
+from natf_bsd.firewall.command import Sysctl
 from natf_bsd.lab.fabric import EchoHost
+from natf_bsd.lab.ipfw_model.fragments import split
+from natf_bsd.natd_bridge.clock import BUSY_INTERVAL, FIRST_LIMIT
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.types import Address, Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import build, packet
@@ -266,9 +269,73 @@ def test_a_router_taken_out_of_the_table_is_put_in_again(world: Figure1, caplog:
     side = world.en.en_side
     assert side is not None
     world.en.ipfw("table natf_peers flush")
-    side.looked({"table": ()}, world.now)
+    side.looked({"table": ("2001:db8::1/128 0",)}, world.now)  # whatever else somebody has put into it
     assert "203.0.113.1/32" in world.en.listing()
     assert "put in again" in caplog.text
+
+
+def test_programs_hand_over_no_segments_above_the_mtu_while_they_are_diverted(world: Figure1) -> None:
+    """What is written back is not cut up again (FREEBSD.md 1.6); what a router only forwards, it does not divert."""
+    assert world.en.plans["en"].sysctls == [Sysctl("net.inet.tcp.tso", "0", optional=True)]
+    assert world.gateway.plans["router"].sysctls == []
+
+
+def test_an_answer_in_fragments_becomes_virtual_too(world: Figure1) -> None:
+    """A rule with ports sees the first of them only (FREEBSD.md 1.7)."""
+    world.serve(world.boxes["dns"], lambda data: [])
+    client = Endpoint(G1, 40053)
+    query = build.udp(client, Endpoint(SERVER, 53), dns.message.make_query("alice.home.example.net", "A").to_wire())
+    world.send(world.en, query)
+    [answer] = name_server({"home.example.net": G2})(bytes(query))
+    fragments = split(bytearray(answer), 60)
+    assert len(fragments) > 1
+    for fragment in fragments:
+        world.en.host.receive("ext", bytes(fragment))
+    world.settle()
+    (seen,) = world.en.received()
+    assert dns.message.from_wire(seen[28:]).answer[0][0].address.startswith("240.")
+
+
+def look(world: Figure1, natd: str = "711") -> None:
+    """As the guard lists it (`ipfw.router_look`); what follows from it, follows."""
+    side = world.gateway.router_side
+    assert side is not None
+    _, counts, _ = world.gateway.host.ipfw(["ipfw", "show", "50"])
+    side.looked(guard.read(f"# nat\n{counts}# natd\n{natd}\n"), world.now)
+    world.pass_time(0)
+
+
+def keep_alives(world: Figure1) -> int:
+    """How many were written; all of them have come back."""
+    assert world.gateway.router is not None
+    counters = world.gateway.router.counters["nat"]
+    assert counters["keep_alive_captured"] == counters["keep_alive_written"]
+    return counters["keep_alive_written"]
+
+
+def test_the_packets_of_the_nat_rule_tell_how_to_keep_its_clock_going(world: Figure1) -> None:
+    side = world.gateway.router_side
+    assert side is not None
+    look(world)
+    assert keep_alives(world) == FIRST_LIMIT
+    world.pass_time(10)
+    look(world)
+    assert side.next_look() == world.now + BUSY_INTERVAL
+    assert keep_alives(world) == FIRST_LIMIT, "those before were enough"
+    assert "public" not in {where for at, where, _ in world.wire if at >= 1000.0}
+
+
+def test_another_natd_is_seen_to_look_at_its_clock_as_seldom_as_a_new_one() -> None:
+    """In quiet it comes to look more often; the same one needs fewer packets than at first."""
+    written = {}
+    for later in ("711", "712"):
+        world = Figure1().start()
+        for natd in (*["711"] * 5, later, later):
+            before = keep_alives(world)
+            look(world, natd)
+            world.pass_time(10)
+        written[later] = keep_alives(world) - before
+    assert written == {"711": 667, "712": FIRST_LIMIT}
 
 
 def test_routers_nobody_knows_any_more_leave_the_table() -> None:

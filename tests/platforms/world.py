@@ -61,8 +61,10 @@ class Programs:
                 return self._ifconfig(name)
             case ("route", "-n", "get", "default"):
                 return self._default_route()
-            case ("sh", "-c", script) if "pfctl" in script:
-                return Completed(0, "", "")  # a host without pf
+            case ("sh", "-c", script) if "pfctl" in script or "redirect" in script:
+                return Completed(0, "", "")  # a host without pf, and later than 12
+            case ("sh", "-c", script) if "sockstat" in script:
+                return Completed(0, f"{self._host.ipfw(['-S', 'list'])[1]}# sockets\n", "")  # without other daemons
         raise AssertionError(f"the model host has no {' '.join(argv)}")
 
     def _set(self, name: str, value: str) -> None:
@@ -173,8 +175,7 @@ class World:
         return natd
 
     def start_en(self, box: Box, config: EnConfig) -> None:
-        system = FreeBsd(calls=box.host.sockets, host=self._divert_host(box), run=box.programs.run)
-        box.en_side = side = system.external_node(config)
+        box.en_side = side = self._system(box).external_node(config)
         core = EnCore(config, inbound_exact=side.inbound_exact, heeds_unreachable=side.heeds_unreachable)
         box.en = node = EnNode(core, side, side.open(box.stack), box.saved.append, now=lambda: self.now)
         self._run(box, node)
@@ -182,8 +183,7 @@ class World:
         self._set_up(box, side.plan(side.interface))
 
     def start_router(self, box: Box, config: RouterConfig, act: str) -> None:
-        system = FreeBsd(calls=box.host.sockets, host=self._divert_host(box), run=box.programs.run)
-        box.router_side = side = system.router(config)
+        box.router_side = side = self._system(box).router(config)
         ports = side.open(box.stack)
         core = RouterCore(config, parse(act, "act"), ports.bridge.style, ports.bridge.lifetime)
         box.router = node = RouterNode(core, ports, now=lambda: self.now)
@@ -231,8 +231,9 @@ class World:
         runner.apply(plan.set_up, box.programs.run)
         box.plans[plan.role] = plan
 
-    def _divert_host(self, box: Box) -> DivertHost:
-        return DivertHost(mtu_to=lambda _: 1500, interfaces=lambda: list(box.host.interfaces), sockstat=lambda: "")
+    def _system(self, box: Box) -> FreeBsd:
+        host = DivertHost(mtu_to=lambda _: 1500, interfaces=lambda: list(box.host.interfaces), sockstat=lambda: "")
+        return FreeBsd(calls=box.host.sockets, host=host, run=box.programs.run, now=lambda: self.now)
 
     def _sent(self, box: Box, segment: str, data: bytes) -> None:
         self._queue.append((segment, box, data))

@@ -28,8 +28,9 @@ class Machine:
         # The system's own directories are added to PATH by the script, for an ordinary user's sake; not here.
         script = self.project / "tools" / "bootstrap"
         text = script.read_text()
-        assert "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin\n" in text
-        script.write_text(text.replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin\n", ""))
+        more = "PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin\n"
+        assert more in text
+        script.write_text(text.replace(more, ""))
         for name in BASIC:
             (self._bin / name).symlink_to(shutil.which(name) or "missing")
         # What the tests start in the place of pytest or the demo; `exec` wants a file.
@@ -226,6 +227,45 @@ def test_an_ordinary_user_is_told_what_root_should_install(machine: Machine, tmp
         "+ .venv/bin/python3 -m pip install --quiet --disable-pip-version-check --editable .[linux]",
         "started",
     ]
+
+
+NO_NETWORK = PRETEND_PYTHON.replace("esac\n", "*'-m pip install'*) exit 1 ;;\nesac\n")
+
+
+def test_without_a_network_a_python_that_has_everything_is_used_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    environment = pretend(machine, tmp_path)
+    (tmp_path / "mark" / "python3-venv").touch()
+    machine.lab_commands()
+    machine.command("python3", NO_NETWORK)
+    done = machine.run("test", "sh", "-c", 'echo "with $PYTHON"', **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2:] == [
+        "note: pip could not install what setup.cfg names; python3 is used as it is",
+        "with python3",
+    ]
+    assert "pip install" in machine.run("test", "true", **environment).stdout, "the next time it is tried again"
+
+
+def test_without_a_network_and_packages_it_is_said_what_is_missing(machine: Machine, tmp_path: Path) -> None:
+    environment = pretend(machine, tmp_path)
+    (tmp_path / "mark" / "python3-venv").touch()
+    machine.lab_commands()
+    machine.command("python3", NO_NETWORK.replace("esac\n", "tools/requirements.py*) echo 'click >= 8.1' ;;\nesac\n"))
+    done = machine.run("demo", "echo", "started", **environment)
+    assert done.returncode == 1
+    assert "click >= 8.1\n" in done.stdout
+    assert "started" not in done.stdout
+    assert done.stderr == "pip could not install what setup.cfg names; make demo needs them.\n"
+
+
+def test_a_python_that_is_called_by_its_version_only_is_found(machine: Machine, tmp_path: Path) -> None:
+    """As FreeBSD's package python311 installs it."""
+    provide(tmp_path / "packages", set())
+    machine.lab_commands()
+    machine.command("python3.11", BARE_PYTHON)
+    arguments = ("sh", "-c", 'echo "with $PYTHON"')
+    done = machine.run("demo", *arguments, NATF_NO_INSTALL="1", PYTHONPATH=str(tmp_path / "packages"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "with python3.11\n", "")
 
 
 def test_an_ordinary_user_without_venv_is_told_what_to_do(machine: Machine, tmp_path: Path) -> None:

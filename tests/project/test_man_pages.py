@@ -77,6 +77,15 @@ def test_defaults_that_are_numbers_are_the_real_ones() -> None:
     assert checked >= 8
 
 
+def test_places_on_freebsd_are_in_configuration_md_too() -> None:
+    table = (PAGES.parent / "configuration.md").read_text()
+    entry = r"^\.It Va (\w+)\n(?:(?!\.It ).*\n)*?Default:\n\.Pa (\S+) \.\n"
+    places = re.findall(entry, source("natf.toml.5"), re.MULTILINE)
+    assert {name for name, _ in places} == {"run_dir", "state_dir", "act"}
+    for name, place in places:
+        assert re.search(rf"^\| `{name}` \|.*`{place}`", table, re.MULTILINE), name
+
+
 @pytest.mark.parametrize(
     "text", re.findall(r"^\[(?:en|router)\]\n(?:(?!\.Ed).*\n)+", source("natf.toml.5"), re.MULTILINE)
 )

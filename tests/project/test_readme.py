@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -62,9 +63,26 @@ def test_every_command_exists() -> None:
         assert done.exit_code == 0, done.output
 
 
+def test_freebsd_gets_the_packages_the_machines_of_vagrant_get() -> None:
+    """pip needs setuptools and wheel too where it fetches nothing."""
+    [packages] = re.findall(r"pkg install (.*)", README)
+    machines = json.loads((ROOT / "vagrant" / "machines.json").read_text())["packages"]
+    only_there = {"python3", "py311-dpkt", "curl"}
+    assert set(packages.split()) == set(machines) - only_there
+
+
 @pytest.mark.parametrize("folder", re.findall(r"\| `(natf_bsd/\w+/)` \|", README))
 def test_every_folder_named_is_there(folder: str) -> None:
     assert (ROOT / folder / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_every_test_a_document_names_is_there(document: Path) -> None:
+    """A name alone, `::test_...`, is of the file named before it."""
+    file = ""
+    for path, name in re.findall(r"(tests/\S+\.py)?::(test_\w+)", document.read_text()):
+        file = path or file
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
 
 
 def test_every_setting_is_documented() -> None:

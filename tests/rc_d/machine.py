@@ -16,7 +16,7 @@ ROLES = ("en", "router")
 RELEASES = ("13", "14", "15")
 """Of FreeBSD whose daemon(8) differ; 12 is as 13."""
 
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 """Seconds until a process has done what takes milliseconds."""
 
 
@@ -98,7 +98,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
 
     def script(self, role: str) -> Path:
