@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_names_of_the_other_home_are_virtual_addresses_to_inside_hosts(natf: Fig
     assert all(address.startswith("240.") for address in seen.values())
     assert seen["alice", "carol"] == seen["bob", "carol"] != seen["alice", "dave"]
     assert resolve(natf, NAMES["alice"], "carol").startswith("240.")
+
+
+OTHER_LOOKUPS = """
+import socket, sys
+import dns.message, dns.query
+address = socket.gethostbyname(sys.argv[1])
+print(socket.gethostbyaddr(address)[0])
+try:
+    print(dns.query.tcp(dns.message.make_query(sys.argv[1], "A"), sys.argv[2], timeout=5))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_inside_hosts_find_names_of_virtual_addresses_and_get_no_true_one_by_tcp(natf: Figure3Lab) -> None:
+    done = natf.exec("alice", [sys.executable, "-c", OTHER_LOOKUPS, NAMES["carol"], natf.resolvers[0]])
+    assert done.stdout.split() == [NAMES["carol"], "ConnectionResetError"], done.stderr
 
 
 def test_several_hosts_of_both_homes_call_each_other_at_the_same_time(natf: Figure3Lab) -> None:
