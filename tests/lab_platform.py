@@ -8,7 +8,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,7 +17,7 @@ from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.lab import Lab, LabProcess
 
-L = TypeVar("L", bound=Lab)
+L = TypeVar("L", Figure1Lab, Figure3Lab)
 
 ADDRESSES = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
 
@@ -33,12 +33,15 @@ def resolve(lab: Lab, name: str, host: str = "en") -> str:
 
 
 _LOCK = ".lock"
+_KINDS: dict[str, type[Figure1Lab] | type[Figure3Lab]] = {"test-r": Figure1Lab, "test-h": Figure3Lab}
+"""By the beginning of an instance's name."""
 
 
 @contextmanager
-def own_lab(kind: Callable[[str], L]) -> Iterator[L]:
+def own_lab(kind: type[L]) -> Iterator[L]:
     """A lab of an instance that nobody else has, not up; inside, other test runs do not take it for remains."""
-    lab = kind(f"test-r{secrets.token_hex(4)}")
+    begin = next(begin for begin, known in _KINDS.items() if known is kind)
+    lab = kind(f"{begin}{secrets.token_hex(4)}")
     lock = lab.run_dir.with_suffix(_LOCK)
     with _held(lock):
         yield lab
@@ -51,8 +54,7 @@ def remove_remains() -> None:
     """Of test runs that were killed: nobody holds the lock of their labs, in whatever process namespace they ran."""
     for lock in Figure1Lab().run_dir.parent.glob(f"test-*{_LOCK}"):
         with suppress(BlockingIOError), _held(lock, fcntl.LOCK_NB):
-            for kind in Figure1Lab, Figure3Lab:  # each knows the hosts of its own
-                kind(lock.stem).down()
+            _KINDS[lock.stem[:6]](lock.stem).down()
             lock.unlink(missing_ok=True)
 
 
