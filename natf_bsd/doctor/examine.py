@@ -27,7 +27,7 @@ class System:
     topics: Sequence[Topic]
     outer: Callable[[str | None], Interface]
     run: Run = run_process
-    read: Read = lambda path: path.read_text(encoding="utf-8", errors="replace")
+    read: Read = files.text_of
 
 
 def this_system() -> System:

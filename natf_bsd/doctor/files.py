@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +14,20 @@ from natf_bsd.doctor.finding import Finding, Severity
 from natf_bsd.errors import NatfError
 from natf_bsd.ops import act_file
 
+_LARGEST: Final = 1 << 20
 _TITLE: Final = "configuration"
 _EXAMPLE: Final = "see docs/configuration.md; `[router]` alone is a router, `[en]` needs home_domains"
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, at most a megabyte. Some names come from command lines, which anybody can write: a FIFO would
+    keep us waiting, and a device would have no end. OSError says why not."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    with open(descriptor, encoding="utf-8", errors="replace") as file:
+        return file.read(_LARGEST)
 
 
 def settings(path: Path) -> tuple[Config, Finding]:

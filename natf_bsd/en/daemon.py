@@ -15,6 +15,7 @@ from natf_bsd.config import EnConfig, settings_of
 from natf_bsd.en import report
 from natf_bsd.en.core import EnCore
 from natf_bsd.en.node import EnNode
+from natf_bsd.errors import RestartNeeded
 from natf_bsd.firewall.guard import Guard
 from natf_bsd.firewall.installed import Installed
 from natf_bsd.ops import runtime
@@ -97,8 +98,16 @@ class EnDaemon:
             server = ControlServer(config.run_dir / "en.sock", self._loop, handlers)
             stack.callback(server.close)
             log.info("external node ready on %s for %s", self._side.interface, ", ".join(config.home_domains))
-            self._loop.run()
+            self._serve()
             log.info("external node stops")
+
+    def _serve(self) -> None:
+        """Until it is told to stop. When it must be started again, what refuses virtual addresses stays for so long."""
+        try:
+            self._loop.run()
+        except RestartNeeded:
+            self._installed.stay()
+            raise
 
     def _listen(self) -> None:
         for source, read in self._node.readers():

@@ -70,13 +70,18 @@ class EnNode:
         return looks | _counters(ports.own, "") | outward | inside | {"control": ports.control.counters}
 
     def _read_dns(self, dns: Divert) -> None:
+        """Routers are admitted at once for all answers that wait: it may cost a process, and web pages choose names."""
+        effects: list[Effect] = []
         for packet in dns.recv_batch(_BATCH):
             began = precise()
             rewritten = self.core.counters["dns.sent.rewritten"]
-            effects = self.core.handle_dns(packet, self._now())
+            effects += self.core.handle_dns(packet, self._now())
             if self.core.counters["dns.sent.rewritten"] > rewritten:
                 self.trace.answers.append(precise() - began)
-            self._perform(effects)
+        admitted = {router for effect in effects if isinstance(effect, Admit) for router in effect.routers}
+        if admitted:
+            self._side.admit(admitted)
+        self._perform(effect for effect in effects if not isinstance(effect, Admit))
 
     def _read(self, divert: Divert, handle: Callable[[Packet, float], list[Effect]]) -> None:
         arrived = precise()
@@ -106,8 +111,6 @@ class EnNode:
                 self._injector(effect).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
-            elif isinstance(effect, Admit):
-                self._side.admit(effect.routers)
             else:
                 raise TypeError(f"no external node does {effect!r}")
 

@@ -43,15 +43,19 @@ _SECTIONS = {
     "device": "TUN device (not up)",
     "pf": "pf, which is now active on the outer interface (set skip on it, or packets go round for ever)",
 }
+_OTHERS = "others"
+"""The section that tells one state of the rules that are not ours from another."""
 _INET = re.compile(r"\binet (\d+\.\d+\.\d+\.\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`changed`: what is not as it was set up, in words. `address`: the outer interface's, None if it has none."""
+    """`changed`: what is not as it was set up, in words. `address`: the outer interface's, None if it has none.
+    `surroundings`: whether the rules that are not ours have changed."""
 
     changed: tuple[str, ...]
     address: Address | None
+    surroundings: bool = False
 
 
 def read(output: str) -> Listing:
@@ -71,7 +75,8 @@ def judge(expected: Listing, found: Listing, address: Address) -> Finding:
     """Compare two looks. An address that is still there among others has not changed."""
     changed = tuple(text for name, text in _SECTIONS.items() if expected.get(name, ()) != found.get(name, ()))
     there = [parse_address(match[1]) for line in found.get("address", ()) if (match := _INET.search(line))]
-    return Finding(changed, address if address in there else next(iter(there), None))
+    surroundings = expected.get(_OTHERS, ()) != found.get(_OTHERS, ())
+    return Finding(changed, address if address in there else next(iter(there), None), surroundings)
 
 
 class Guarded(Protocol):
@@ -83,9 +88,10 @@ class Guarded(Protocol):
         """The outer interface as it is found now; NatfError if there is none."""
 
     def plan(self, interface: Interface) -> Plan:
-        """For the interface as it is then."""
+        """For the interface as it is then. RestartNeeded: there is none with what has been opened."""
 
-    def looked(self, found: Listing, now: float) -> None: ...
+    def looked(self, found: Listing, now: float) -> None:
+        """RestartNeeded as `plan`."""
 
     def next_look(self) -> float | None:
         """When it would have the next look at the latest, if it has a wish of its own."""
@@ -93,7 +99,11 @@ class Guarded(Protocol):
 
 class Guard:
     """Looks every `interval` seconds, and `SOON` after the count `alarm` grew; applies the plan again when what it
-    finds differs from what it found at first, right after the set-up. NatfError if the first look fails.
+    finds differs from what it found at first, right after the set-up. When only the rules of others differ, it asks
+    whether ours still have their place. NatfError if the first look fails.
+
+    RestartNeeded is raised by `tick` or a reader once it was the answer twice: a firewall that is just being loaded has
+    half of its rules.
     """
 
     def __init__(
@@ -116,6 +126,7 @@ class Guard:
         self._interval = interval
         self._due = self._looked = 0.0
         self._without_address = False
+        self._doubt: RestartNeeded | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
         self._counts: Counter[str] = Counter(dict.fromkeys(("looked", "healed", "failed"), 0))
@@ -128,7 +139,9 @@ class Guard:
 
     def next_deadline(self) -> float:
         wish = self._side.next_look()
-        return self._due if wish is None else min(self._due, max(wish, self._looked + SOON))
+        if wish is None or wish <= self._looked:  # a look that did not give it what it wanted is no reason for more
+            return self._due
+        return min(self._due, max(wish, self._looked + SOON))
 
     def tick(self, now: float) -> None:
         if (alarms := self._alarm()) != self._alarms:
@@ -140,9 +153,13 @@ class Guard:
             self._start()
 
     def look_now(self) -> bool:
-        """Look, and wait for what is found; whether anything had to be set up again. NatfError if it can't be seen."""
+        """Look, and wait for what is found; whether anything had to be set up again. NatfError if it can't be seen, or
+        if the daemon will end for it."""
         healed = self._counts["healed"]
+        self.close()  # what a look under way has seen may be old by the time it is read
         self._see(self._look())
+        if self._doubt is not None:
+            raise NatfError(f"{self._doubt}; if it stays so, the daemon ends, for its supervisor to start it again")
         return self._counts["healed"] > healed
 
     def close(self) -> None:
@@ -200,7 +217,19 @@ class Guard:
         return child
 
     def _see(self, found: Listing) -> None:
-        self._side.looked(found, monotonic())
+        try:
+            self._side.looked(found, monotonic())
+            self._compare(found)
+        except RestartNeeded as error:
+            if self._doubt is not None:
+                raise
+            self._doubt = error
+            self._due = self._looked + SOON
+            log.warning("%s; looking once more", error)
+        else:
+            self._doubt = None
+
+    def _compare(self, found: Listing) -> None:
         finding = judge(self._expected, found, self.interface.address)
         if finding.address is None:
             self._ask_for_another()
@@ -213,6 +242,19 @@ class Guard:
             causes.append(f"the address of {self.interface} is another one: {now}")
         if causes:
             self._heal(now, "; ".join(causes))
+        elif finding.surroundings:
+            self._fit(found)
+
+    def _fit(self, found: Listing) -> None:
+        """The rules of others have changed. Ours need not, if they would be put where they are."""
+        try:
+            self._side.plan(self.interface)
+        except RestartNeeded:
+            raise
+        except NatfError as error:
+            self._fail("the rules of others have changed: %s", error)
+            return
+        self._expected = {**self._expected, _OTHERS: found.get(_OTHERS, ())}
 
     def _ask_for_another(self) -> None:
         """A link that was dialled anew may come back by another name, if none is configured."""

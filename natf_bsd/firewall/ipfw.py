@@ -15,7 +15,7 @@ from typing import Final
 from natf_bsd.divert.host import holder_of, is_held
 from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
 from natf_bsd.firewall.ipfw_nat import NatRule, find_nat
-from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, router_places
+from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces, en_places, not_ours, router_places
 from natf_bsd.firewall.ipfw_rules import EN_SET, MARK, ROUTER_SET, STAND_IN_SET, Rule, parse_rules, parse_tables
 from natf_bsd.natd_bridge.pseudo import CAPTURED_TTL, PSEUDO_IDENT
 from natf_bsd.types import Address, format_address
@@ -122,7 +122,7 @@ def en_rules(fw: EnFirewall, peers: Collection[Address]) -> list[Command]:
             [
                 f"set disable {EN_SET} enable {STAND_IN_SET}",
                 f"delete set {STAND_IN_SET}",
-                _add(fw.places.stand_in, f"unreach host ip from any to {fw.prefix} out", STAND_IN_SET),
+                _stand_in(fw),
                 f"delete set {EN_SET}",
                 f"table {PEERS_TABLE} create type addr missing",
                 f"table {PEERS_TABLE} flush",
@@ -144,9 +144,11 @@ def en_undo() -> list[Command]:
     ]
 
 
-def stand_in() -> list[Command]:
-    """For the time a daemon is away: nothing is diverted, and packets to the prefix are refused at once."""
-    return [_ipfw("set", "disable", str(EN_SET), "enable", str(STAND_IN_SET))]
+def stand_in(fw: EnFirewall) -> list[Command]:
+    """For the time a daemon is away: nothing is diverted, and packets to the prefix are refused at once. Its rule may
+    have been flushed with all others; twice it does no harm.
+    """
+    return [_batch([_stand_in(fw), f"set disable {EN_SET} enable {STAND_IN_SET}"])]
 
 
 def peers_add(addresses: Collection[Address]) -> list[Command]:
@@ -163,12 +165,13 @@ def _router_lines(fw: RouterFirewall) -> list[str]:
     places, name = fw.places, fw.interface
     requests = f"icmp from any to me in recv {name} icmptypes 8"
     rules = [
-        # In front of firewall and NAT [3.2]; what the daemon gives back is not for the NAT either.
+        # In front of firewall and NAT [3.2]. What the daemon gives back is for the firewall, but not for the NAT.
         (places.control, f"divert {fw.control_queue} {requests}"),
-        (places.control_pass, f"allow {requests}"),
+        (places.control_pass, f"skipto {places.nat.inbound + 1} {requests}"),
         (
             places.capture,
-            f"divert {fw.capture_queue} ip from any to any out xmit {name} ipid {PSEUDO_IDENT} ipttl {CAPTURED_TTL}",
+            # By whatever interface: a forged request may name as its sender an inside host, or this one.
+            f"divert {fw.capture_queue} ip from any to any out ipid {PSEUDO_IDENT} ipttl {CAPTURED_TTL}",
         ),
         # What is written as if from this number passes this rule by. All else must not reach the next one, the NAT's
         # own packets above all: they are diverted-output too.
@@ -184,8 +187,9 @@ def _en_lines(fw: EnFirewall) -> list[str]:
     rules = [
         # Rules that ask for ports or ICMP types see first fragments only (FREEBSD.md 1.7).
         (places.reass, f"reass udp from any {to_me}"),
-        # Only our own rewriting may make such sources; from a wire they are forged. It is written in behind this.
-        (places.deny, f"deny ip from {fw.prefix} to any in recv {name}"),
+        # Only our own rewriting may make such sources; from a wire, whichever, they are forged. It is written in behind
+        # this.
+        (places.deny, f"deny ip from {fw.prefix} to any in"),
         (places.dns, f"divert {fw.dns_queue} udp from any 53 {to_me}"),
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
         (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),
@@ -195,7 +199,9 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         (places.out, f"divert {fw.out_queue} ip from me to {fw.prefix} out xmit {name}"),
         # By another interface, or from another host: it must not leave.
         (places.out, f"unreach host ip from any to {fw.prefix} out"),
-        *_past_pass_out(fw),
+        # What other readers of divert sockets give back, natd above all, is diverted-output as well: on to the site's
+        # rules. Our own packets are written as if from this number and so pass this rule by.
+        (places.out, f"skipto {places.queries} ip from any to any out"),
         (places.pass_out, f"allow ip from me to any out xmit {name} diverted-output"),
         (places.queries, f"divert {fw.query_queue} udp from me to any 53 out xmit {name}"),
         (places.queries, f"divert {fw.query_queue} tcp from me to any 53 out xmit {name} established"),
@@ -207,11 +213,8 @@ def _en_lines(fw: EnFirewall) -> list[str]:
     return [_add(number, body, EN_SET) for number, body in sorted(rules, key=lambda rule: rule[0])]
 
 
-def _past_pass_out(fw: EnFirewall) -> list[tuple[int, str]]:
-    """What natd gives back is diverted-output as well: past `pass_out`, to the site's rules. Our own packets are
-    written as if from this number and so pass this rule by."""
-    places = fw.places
-    return [(places.out, f"skipto {places.queries} ip from any to any out")] if places.gateway else []
+def _stand_in(fw: EnFirewall) -> str:
+    return _add(fw.places.stand_in, f"unreach host ip from any to {fw.prefix} out", STAND_IN_SET)
 
 
 def _add(number: int, body: str, set_number: int) -> str:
@@ -328,9 +331,10 @@ def _judge_redirect(status: int, output: str) -> str | None:
 
 
 def not_in_use(role: str, own: Collection[int] = ()) -> Check:
-    """Whether the rules of `role` ("en", "router") that are here have a living daemon: somebody holds a divert port
-    they name, other than the ports `own`. The lock in run_dir can't tell that: another daemon may have another run_dir,
-    and the rules are for all alike.
+    """Whether the sets of `role` ("en", "router") may be deleted. Not if the rules there have a living daemon: somebody
+    holds a divert port they name, other than the ports `own` (the lock in run_dir can't tell that: another daemon may
+    have another run_dir, and the rules are for all alike). And not if rules of others are in them: those of the site,
+    with which natf refused to start.
     """
     return Check(Command(("sh", "-c", _WHO_READS)), _owner_judge(role, frozenset(own)))
 
@@ -340,7 +344,10 @@ def _owner_judge(role: str, own: Collection[int]) -> Judge:
 
     def judge(status: int, output: str) -> str | None:
         listing, _, sockets = output.partition(_SOCKETS)
-        bodies = [rule.body for rule in parse_rules(listing) if rule.is_ours and rule.set in sets]
+        rules = [rule for rule in parse_rules(listing) if rule.set in sets]
+        if foreign := next((rule for rule in rules if not rule.is_ours), None):
+            return not_ours(foreign)
+        bodies = [rule.body for rule in rules]
         ports = {int(words[1]) for body in bodies if (words := body.split())[0] == "divert" and words[1].isdigit()}
         held = sorted(port for port in ports.difference(own) if is_held(port, sockets))
         if not held:
@@ -367,13 +374,11 @@ def en_look(fw: EnFirewall) -> tuple[str, ...]:
 
 def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:
     # A disabled rule is "# DISABLED NNNNN set ...", and a line that starts with "# " would be a section.
-    patterns = [f"/^\\(DISABLED \\)*[0-9]* set {sets} /p"]
-    if nat is not None:
-        patterns += [f"/^\\(DISABLED \\)*{number:05} set /p" for number in sorted({nat.number, nat.inbound})]
-    words = " ".join(f"-e '{pattern}'" for pattern in patterns)
+    ours = f"-e '/^\\(DISABLED \\)*[0-9]* set {sets} /p'"
     lines = (
         "rules=$(ipfw -S list) || exit",  # a list that failed is no empty list
-        f"echo '# rules'; printf '%s\\n' \"$rules\" | sed -n -e 's/^# //' {words}",
+        f"echo '# rules'; printf '%s\\n' \"$rules\" | sed -n -e 's/^# //' {ours}",
+        f"echo '# others'; printf '%s\\n' \"$rules\" | grep -v ' {MARK} *$' | cksum",
         *(_look_at_nat(nat) if nat is not None else ()),
         *more,
         f"echo '# pf'; {_look_at_pf(interface)}",
@@ -396,5 +401,5 @@ def _look_at_nat(nat: NatRule) -> list[str]:
     numbers = " ".join(map(str, sorted({nat.number, nat.inbound})))
     lines = [f"echo '# nat'; ipfw show {numbers} 2>/dev/null | grep -E ' (divert|nat) ' || true"]
     if nat.kind == "natd":
-        lines.append("echo '# natd'; pgrep -x natd || true")
+        lines.append("echo '# natd'; pgrep -x -U 0 natd || true")  # anybody may call a program so
     return lines

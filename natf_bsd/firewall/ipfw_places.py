@@ -103,7 +103,9 @@ def router_places(rules: Collection[Rule], interface: Interface, tables: Tables 
         raise no_nat(rules, interface)
     board = _Board(rules, {ROUTER_SET}, Reader(interface, tables or {}))
     board.need((nat.number + 1, nat.number + 2), ())
-    control, control_pass = board.place(nat.inbound, (-10, -9), [_echo_requests(interface)], _behind(nat))
+    (control,) = board.place(nat.inbound, (-10,), [_echo_requests(interface)], _behind(nat))
+    # Just before the NAT, so that no rule of the site is left out.
+    (control_pass,) = board.place(nat.inbound - 1, (0,), (), [*_behind(nat), *range(control + 1)])
     return RouterPlaces(control, control_pass, nat)
 
 
@@ -226,10 +228,15 @@ def _refuse_foreign(rules: Iterable[Rule], *sets: int) -> None:
     """Setting up begins with deleting what is in our sets."""
     for rule in rules:
         if rule.set in sets and not rule.is_ours:
-            raise NatfError(
-                f"ipfw rule {rule} is not natf's and in set {rule.set}, which natf keeps for itself; expected no"
-                f" others there: `ipfw set move {rule.set} to 8` takes them elsewhere"
-            )
+            raise NatfError(not_ours(rule))
+
+
+def not_ours(rule: Rule) -> str:
+    """What to tell about a rule of others in a set of ours."""
+    return (
+        f"ipfw rule {rule} is not natf's and in set {rule.set}, which natf keeps for itself; expected no"
+        f" others there: `ipfw set move {rule.set} to 8` takes them elsewhere"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +333,7 @@ class _Board:
                 f"ipfw rule {taken} has a number of natf's {span}, and below it there is no room for them; give it"
                 " another number"
             )
-        return NatfError(f"no room for {len(wanted)} rules of natf in front of the NAT's; expected that at 50 or above")
+        return NatfError(f"no room for natf's {span} in front of the NAT's; expected that at 50 or above")
 
 
 def _is_pf(number: int) -> bool:

@@ -152,7 +152,7 @@ class FreeBsdEn:
             list(ipfw.EN_SETTINGS),
             ipfw.en_undo(),
             ipfw.en_look(rules),
-            ipfw.stand_in(),
+            ipfw.stand_in(rules),
         )
 
     def admit(self, routers: Collection[Address]) -> None:
@@ -168,7 +168,9 @@ class FreeBsdEn:
         self._change(new, old)
 
     def looked(self, found: Listing, now: float) -> None:
-        """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours."""
+        """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours.
+        RestartNeeded: see `_refuse_pf`."""
+        _refuse_pf(found)
         there = {line.split()[0].partition("/")[0] for line in found.get("table", ())}
         if missing := {router for router in self._admitted if format_address(router) not in there}:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)
@@ -255,7 +257,9 @@ class FreeBsdRouter:
         )
 
     def looked(self, found: Listing, now: float) -> None:
-        """How many packets the NAT has seen, and whether it is the same natd: its clock needs to know."""
+        """How many packets the NAT has seen, and whether it is the same natd: its clock needs to know. RestartNeeded:
+        see `_refuse_pf`."""
+        _refuse_pf(found)
         if self._clock is None:
             return
         natd = found.get("natd", ())
@@ -273,6 +277,13 @@ class FreeBsdRouter:
         if not needs_keep_alive(self._system.release()):
             return None
         return KeepAlive(self.interface.address, self.proof[1], self._system.now())
+
+
+def _refuse_pf(found: Listing) -> None:
+    """RestartNeeded if pf has been switched on since: what we write goes round for ever. The next start is refused, and
+    says what is expected."""
+    if found.get("pf"):
+        raise RestartNeeded("pf is now active on the outer interface: `set skip` on it, or packets go round for ever")
 
 
 def _neighbour(interface: Interface, run: Run) -> Address:

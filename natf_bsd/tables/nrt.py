@@ -15,6 +15,7 @@ MAXIMUM = 65536  # names; about 1 kB each
 MINIMUM_TTL = 60.0  # s; providers of dynamic DNS go down to 0, while an application uses its answer for a while
 MAXIMUM_TTL = 86400.0  # s; RFC 8767 section 4 and RFC 2308 section 5 suggest days; a router's address changes sooner
 QUARANTINE = 3600.0  # s; applications keep an address longer than its TTL; nobody else gets it meanwhile
+MAXIMUM_ROUTERS = 16  # of one name, each in the firewall's table on FreeBSD; nobody waits for that many to be silent
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +117,7 @@ class NameTable:
             return relation
         if len(self) >= self.maximum:
             self._make_room(now)
-        relation = self._insert(name, self._free_address(name, now), tuple(routers), expires)
+        relation = self._insert(name, self._free_address(name, now), tuple(routers[:MAXIMUM_ROUTERS]), expires)
         self._unused.insert(_Unused(relation))
         return relation
 
@@ -202,5 +203,5 @@ def _refresh(relation: NameRelation, routers: Sequence[Address], expires: float)
     current = relation.routers[0]
     if current in routers:
         routers = [current, *(router for router in routers if router != current)]
-    relation.routers = tuple(routers)
+    relation.routers = tuple(routers[:MAXIMUM_ROUTERS])
     relation.expires = max(relation.expires, expires)

@@ -1,6 +1,7 @@
 """The configuration and the access control table."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -96,3 +97,15 @@ def test_a_missing_table_is_an_error_with_the_way_to_make_one(tmp_path):
         Severity.ERROR,
         f"touch {act}; natf act add alice 192.168.0.2 tcp/22",
     )
+
+
+def test_what_would_never_end_is_not_read(tmp_path):
+    """The name of natd's file is from a command line: anybody can start a natd that names /dev/zero or a FIFO."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, pathlib.Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError):
+            files.text_of(path)
+    long = tmp_path / "long"
+    long.write_text("x" * 3_000_000)
+    assert len(files.text_of(long)) < 2_000_000

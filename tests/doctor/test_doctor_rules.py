@@ -37,7 +37,7 @@ def denials(machine):
 
 def test_the_places_around_the_nat_are_told(machine):
     assert places(machine, router()) == [
-        Finding(Severity.OK, "rules for natf router", "00040 and 00041, 00051 and 00052 around the NAT at 00050 (natd)")
+        Finding(Severity.OK, "rules for natf router", "00040 and 00049, 00051 and 00052 around the NAT at 00050 (natd)")
     ]
 
 

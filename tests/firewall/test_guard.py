@@ -297,8 +297,77 @@ def test_what_no_repair_can_mend_ends_the_daemon(site: Site) -> None:
     """Its supervisor starts it again, and it then opens what fits."""
     site.moved = True
     site.state.write_text(f"# address\n{ADDRESS}")
+    site.looks(110.0)
+    assert site.guard.next_deadline() == 111.0
     with pytest.raises(RestartNeeded):
-        site.looks(110.0)
+        site.looks(111.0)
+
+
+def test_a_firewall_that_is_just_being_loaded_ends_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """`service ipfw restart`: for a moment half of its rules are there, perhaps not yet the NAT's."""
+    site.moved = True
+    site.state.write_text(f"# address\n{ADDRESS}")
+    site.looks(110.0)
+    site.moved = False
+    site.looks(111.0)
+    assert site.guard.counters["healed"] == 1
+    assert warnings(caplog)[0] == "the NAT rule has another number; looking once more"
+    site.moved = True
+    site.state.write_text(f"# address\n{ADDRESS}")
+    site.looks(121.0)  # the first doubt again
+
+
+def test_asked_to_look_now_it_says_that_it_will_end_and_does(site: Site) -> None:
+    """`natf en reload`, called by rc.d/ipfw: an error for the caller is not the end of the daemon."""
+    site.moved = True
+    site.state.write_text(f"# address\n{ADDRESS}")
+    with pytest.raises(NatfError, match="another number; if it stays so, the daemon ends") as caught:
+        site.guard.look_now()
+    assert not isinstance(caught.value, RestartNeeded)
+    assert site.guard.next_deadline() == 101.0, "at once, not when the next look is due"
+    with pytest.raises(RestartNeeded):
+        site.looks(101.0)
+
+
+def test_a_look_under_way_is_forgotten_when_asked_to_look_now(site: Site) -> None:
+    """What it saw is older, the address before the last for instance."""
+    site.guard._argv = ("sh", "-c", f"cat {site.state}; exec sleep 1000")
+    site.guard.tick(110.0)
+    site.guard._argv = site.look
+    site.guard.look_now()
+    assert site.guard._child is None
+
+
+OTHERS = "# others\n4294967295 0\n"
+
+
+def with_others(site: Site) -> None:
+    """As on FreeBSD, where a look shows whether the rules of others are as they were."""
+    for file in site.good, site.state:
+        file.write_text(GOOD + OTHERS)
+    site.guard._expected = read(GOOD + OTHERS)
+
+
+def test_rules_of_others_may_change_as_long_as_ours_have_their_place(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even the NAT's rule must read as it did: what is in force is not taken away and set up again for that."""
+    with_others(site)
+    site.state.write_text(GOOD + OTHERS.replace("0", "1"))
+    site.looks(110.0)
+    site.looks(120.0)
+    assert len(site.asked) == 1, "once: then it is the expected state"
+    assert site.guard.counters == {"looked": 3, "healed": 0, "failed": 0}
+    assert warnings(caplog) == []
+
+
+def test_rules_of_others_that_get_in_front_of_ours_are_no_matter_of_waiting(site: Site) -> None:
+    with_others(site)
+    site.state.write_text(GOOD + OTHERS.replace("0", "1"))
+    site.moved = True
+    site.looks(110.0)
+    with pytest.raises(RestartNeeded):
+        site.looks(111.0)
 
 
 def test_what_is_listed_of_each_role() -> None:
@@ -333,8 +402,11 @@ def test_what_is_listed_of_each_role() -> None:
 def test_a_side_may_wish_for_a_look_sooner_but_not_all_the_time(site: Site) -> None:
     site.wish = 103.0
     assert site.guard.next_deadline() == 103.0
+    site.wish = 103.0
     site.looks(103.0)
     assert site.guard.counters["looked"] == 2
+    assert site.guard.next_deadline() == 113.0, "a wish that a look has not fulfilled is no reason for one a second"
+    site.wish = 103.1
     assert site.guard.next_deadline() == 104.0
     site.wish = None
     assert site.guard.next_deadline() == 113.0
@@ -347,5 +419,6 @@ def test_an_outer_interface_that_came_back_by_another_name_ends_the_daemon(site:
     site.found = WAN
     site.looks(120.0)
     site.found = Interface("ppp1", OTHER)
+    site.looks(130.0)
     with pytest.raises(RestartNeeded, match=r"the outer interface is ppp1 203\.0\.113\.2 now, no longer wan"):
-        site.looks(130.0)
+        site.looks(131.0)

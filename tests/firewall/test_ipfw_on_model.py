@@ -353,7 +353,8 @@ def test_virtual_addresses_neither_come_from_a_wire_nor_leave_by_another_way() -
     host = Host([interface("em0", "203.0.113.10"), interface("em1", "192.168.0.1")], forwarding=True)
     host.add_route((0, 0), "em0")
     node = node_on(loaded(host, SITE))
-    host.receive("em0", datagram(V1, 80, G1, 4000))
+    for name in ("em0", "em1"):
+        host.receive(name, datagram(V1, 80, G1, 4000))
     assert host.delivered == []
     host.receive("em1", datagram(P1, 4000, V1, 80))  # another host's: no NAT here, so no way to help it
     assert node.out.read() == []
@@ -370,7 +371,7 @@ def test_the_stand_in_refuses_while_the_daemon_is_away(kind: str) -> None:
     if kind == "gateway":
         host.start_natd("em0", deny_incoming=True)
     node = node_on(host)
-    runner.apply(ipfw.stand_in(), run(host))
+    runner.apply(ipfw.stand_in(node.firewall), run(host))
     with pytest.raises(PermissionError):
         host.send(datagram(outer(host).address, 4000, V1, 80))
     assert in_force(host, 5) == []

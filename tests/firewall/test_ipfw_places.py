@@ -78,24 +78,24 @@ def refusal(listing: str, role: str = "router") -> str:
 @pytest.mark.parametrize("listing", [NATD + OPEN, NATD + CLIENT])
 def test_the_router_is_around_natd_of_rc_firewall(listing: str) -> None:
     places = router(listing)
-    assert places == RouterPlaces(40, 41, AT_50)
+    assert places == RouterPlaces(40, 49, AT_50)
     assert (places.capture, places.reply, places.pseudo_after, places.reply_after) == (51, 52, 49, 51)
 
 
 def test_the_router_is_around_the_nat_in_the_kernel() -> None:
-    assert router(KERNEL_NAT + OPEN) == RouterPlaces(40, 41, NatRule(50, "ipfw nat", 123, None, 50))
+    assert router(KERNEL_NAT + OPEN) == RouterPlaces(40, 49, NatRule(50, "ipfw nat", 123, None, 50))
 
 
 def test_in_the_simple_type_control_goes_below_the_table_of_bad_addresses() -> None:
     """The table may hold our address, unless it is known what it holds. Whom the site denies by name stays denied."""
     places = router(SIMPLE)
-    assert (places.control, places.control_pass, places.capture) == (1298, 1299, 1401)
+    assert (places.control, places.control_pass, places.capture) == (1299, 1399, 1401)
     assert router(SIMPLE, parse_tables(BAD_ADDRESSES)).control == 1390
 
 
 def test_with_a_rule_for_each_direction_control_goes_before_the_one_and_capture_behind_the_other() -> None:
     places = router(SPLIT.replace("01001", "01010"))
-    assert (places.control, places.control_pass) == (90, 91)
+    assert (places.control, places.control_pass) == (90, 99)
     assert (places.pseudo_after, places.capture, places.reply) == (999, 1001, 1002)
     assert refusal(SPLIT).startswith("ipfw rule 01001 allow ip from any to any has a number that natf's rules behind")
 
@@ -103,24 +103,25 @@ def test_with_a_rule_for_each_direction_control_goes_before_the_one_and_capture_
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ("00045 set 0 allow icmp from any to any", (40, 41)),
-        ("00041 set 0 allow icmp from any to any", (39, 40)),
-        ("00040 set 0 allow icmp from any to any", (38, 39)),
-        ("00020 set 0 allow icmp from any to any", (18, 19)),
-        ("# DISABLED 00041 set 0 allow icmp from any to any", (39, 40)),
-        ("00041 set 0 count ip from any to any", (39, 40)),
-        ("00020 set 0 count ip from any to any", (40, 41)),
-        ("00020 set 0 allow ip from any to any via lo0", (40, 41)),
-        ("00020 set 0 skipto 40 ip from any to any", (40, 41)),
-        ("00020 set 0 skipto 41 ip from any to any", (18, 19)),
-        ("00020 set 0 skipto 50 ip from any to any", (18, 19)),
-        ("00045 set 5 allow icmp from any to any // natf", (40, 41)),
-        ("00040 set 5 divert 8710 udp from any 53 to me in recv em0 // natf", (38, 39)),
-        ("00020 set 5 allow icmp from any to me // natf", (40, 41)),
-        ("00041 set 7 allow icmp from any to any // natf", (40, 41)),
+        ("00045 set 0 allow icmp from any to any", (40, 49)),
+        ("00041 set 0 allow icmp from any to any", (40, 49)),
+        ("00040 set 0 allow icmp from any to any", (39, 49)),
+        ("00020 set 0 allow icmp from any to any", (19, 49)),
+        ("# DISABLED 00040 set 0 allow icmp from any to any", (39, 49)),
+        ("00040 set 0 count ip from any to any", (39, 49)),
+        ("00049 set 0 deny icmp from any to any icmptypes 8", (40, 48)),
+        ("00020 set 0 count ip from any to any", (40, 49)),
+        ("00020 set 0 allow ip from any to any via lo0", (40, 49)),
+        ("00020 set 0 skipto 40 ip from any to any", (40, 49)),
+        ("00020 set 0 skipto 41 ip from any to any", (19, 49)),
+        ("00020 set 0 skipto 50 ip from any to any", (19, 49)),
+        ("00045 set 5 allow icmp from any to any // natf", (40, 49)),
+        ("00040 set 5 divert 8710 udp from any 53 to me in recv em0 // natf", (39, 49)),
+        ("00020 set 5 allow icmp from any to me // natf", (40, 49)),
+        ("00041 set 7 allow icmp from any to any // natf", (40, 49)),
     ],
 )
-def test_control_keeps_its_numbers_or_goes_to_the_highest_free_pair_in_front(
+def test_control_keeps_its_numbers_or_goes_to_the_highest_free_ones_in_front(
     rule: str, expected: tuple[int, int]
 ) -> None:
     assert control(f"{rule}\n{NATD}{OPEN}") == expected
@@ -134,15 +135,15 @@ def test_no_rule_that_writes_back_gets_a_number_that_pf_takes_for_a_direction(at
 
 
 def test_no_room_for_control_names_the_rule_and_what_to_do() -> None:
-    assert refusal("00004 set 0 allow ip from any to any in\n" + NATD + OPEN) == (
-        "ipfw rule 00004 allow ip from any to any in could take echo requests to this host first, and below it there"
-        " is no room for natf's rules 40 to 41; give it a number above 41, or narrow it to other packets"
+    assert refusal("00003 set 0 allow ip from any to any in\n" + NATD + OPEN) == (
+        "ipfw rule 00003 allow ip from any to any in could take echo requests to this host first, and below it there"
+        " is no room for natf's rule 40; give it a number above 40, or narrow it to other packets"
     )
-    assert refusal("00004 set 0 deny ip from any to table(1)\n" + NATD).endswith(
+    assert refusal("00003 set 0 deny ip from any to table(1)\n" + NATD).endswith(
         " (a table may hold the address: `ipfw table all list`)"
     )
     assert refusal(NATD.replace("00050", "00004")) == (
-        "no room for 2 rules of natf in front of the NAT's; expected that at 50 or above"
+        "no room for natf's rule -6 in front of the NAT's; expected that at 50 or above"
     )
 
 
@@ -169,7 +170,7 @@ def test_others_in_our_sets_are_refused(role: str, number: int) -> None:
 
 
 def test_others_in_the_sets_of_the_other_role_are_its_affair() -> None:
-    assert control("00700 set 5 count ip from any to any\n" + NATD) == (40, 41)
+    assert control("00700 set 5 count ip from any to any\n" + NATD) == (40, 49)
 
 
 @pytest.mark.parametrize("listing", [OPEN, CLIENT, WORKSTATION])
@@ -259,12 +260,12 @@ def test_what_comes_in_on_the_nat_box_is_seen_first_below_what_takes_it() -> Non
 
 
 def test_both_roles_fit_on_one_box_in_either_order() -> None:
-    router_rules = "".join(f"{number:05} set 7 count ip from any to any // natf\n" for number in (40, 41, 51, 52))
+    router_rules = "".join(f"{number:05} set 7 count ip from any to any // natf\n" for number in (40, 49, 51, 52))
     en_rules = "".join(
         f"{number:05} set 5 count ip from any to any // natf\n" for number in (39, 43, 44, 45, 46, 47, 48, 53, 54, 55)
     )
     assert en(router_rules + NATD + OPEN) == GATEWAY
-    assert control(en_rules + NATD + OPEN) == (40, 41)
+    assert control(en_rules + NATD + OPEN) == (40, 49)
 
 
 def test_the_way_in_may_have_the_higher_number() -> None:
@@ -273,7 +274,7 @@ def test_the_way_in_may_have_the_higher_number() -> None:
     places = en(listing)
     assert (places.out, places.pass_out, places.queries) == (53, 54, 55)
     assert (places.reass, places.control, places.deny, places.dns) == (40, 44, 45, 46)
-    assert router(listing).control == 48
+    assert (router(listing).control, router(listing).control_pass) == (49, 61)
 
 
 BODIES = (
@@ -301,4 +302,5 @@ def test_whatever_the_site_our_numbers_are_our_own(site: dict[int, str]) -> None
     takers = [
         n for n, body in site.items() if n != 50 and body in ("allow icmp from any to any", "check-state :default")
     ]
-    assert all(places.control_pass < number for number in takers)
+    assert all(places.control < number for number in takers)
+    assert places.control < places.control_pass < 50

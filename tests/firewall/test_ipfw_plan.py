@@ -27,8 +27,8 @@ ROUTER_BATCH = """\
 set disable 7
 delete set 7
 add 40 set 7 divert 8701 icmp from any to me in recv em0 icmptypes 8 // natf
-add 41 set 7 allow icmp from any to me in recv em0 icmptypes 8 // natf
-add 51 set 7 divert 8702 ip from any to any out xmit em0 ipid 20038 ipttl 1 // natf
+add 49 set 7 skipto 51 icmp from any to me in recv em0 icmptypes 8 // natf
+add 51 set 7 divert 8702 ip from any to any out ipid 20038 ipttl 1 // natf
 add 51 set 7 skipto 53 ip from any to any out // natf
 add 52 set 7 allow icmp from me to any out xmit em0 icmptypes 0 diverted-output // natf
 set enable 7
@@ -44,7 +44,7 @@ table natf_peers flush
 table natf_peers add 198.51.100.1
 table natf_peers add 203.0.113.9
 add 29 set 5 reass udp from any to me in recv em0 // natf
-add 30 set 5 deny ip from 240.0.0.0/8 to any in recv em0 // natf
+add 30 set 5 deny ip from 240.0.0.0/8 to any in // natf
 add 31 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 32 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 32 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
@@ -52,6 +52,7 @@ add 32 set 5 divert 8715 tcp from any to any 53 out via lo0 established // natf
 add 34 set 5 divert 8714 icmp from any to me in recv em0 icmptypes 0 // natf
 add 35 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf
 add 35 set 5 unreach host ip from any to 240.0.0.0/8 out // natf
+add 35 set 5 skipto 37 ip from any to any out // natf
 add 36 set 5 allow ip from me to any out xmit em0 diverted-output // natf
 add 37 set 5 divert 8715 udp from me to any 53 out xmit em0 // natf
 add 37 set 5 divert 8715 tcp from me to any 53 out xmit em0 established // natf
@@ -70,7 +71,7 @@ table natf_peers create type addr missing
 table natf_peers flush
 add 39 set 5 reass udp from any to me in recv em0 // natf
 add 43 set 5 divert 8714 icmp from any to me in recv em0 icmptypes 0 // natf
-add 44 set 5 deny ip from 240.0.0.0/8 to any in recv em0 // natf
+add 44 set 5 deny ip from 240.0.0.0/8 to any in // natf
 add 45 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 46 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 47 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
@@ -118,7 +119,7 @@ def test_another_prefix_interface_and_other_ports_go_into_the_rules() -> None:
     (command,) = ipfw.en_rules(other, [])
     lines = (command.stdin or "").splitlines()
     assert "add 38 set 5 divert 9712 { tcp or udp } from table(natf_peers) to me in recv vtnet0 // natf" in lines
-    assert "add 30 set 5 deny ip from 241.0.0.0/8 to any in recv vtnet0 // natf" in lines
+    assert "add 30 set 5 deny ip from 241.0.0.0/8 to any in // natf" in lines
     assert not [line for line in lines if "240.0.0.0" in line or "em0" in line]
 
 
@@ -130,7 +131,9 @@ def test_no_line_is_too_long_for_ipfw_to_read() -> None:
 
 
 def test_stand_in_and_undo() -> None:
-    assert texts(ipfw.stand_in()) == ["ipfw -q set disable 5 enable 6"]
+    assert ipfw.stand_in(HOST) == batch(
+        "add 35 set 6 unreach host ip from any to 240.0.0.0/8 out // natf\nset disable 5 enable 6\n"
+    )
     assert texts(ipfw.router_undo()) == ["ipfw -q delete set 7", "ipfw -q set enable 7"]
     assert texts(ipfw.en_undo()) == [
         "ipfw -q delete set 5",
@@ -351,6 +354,7 @@ LISTING = """\
 00150 set 0 count ip from any to any // 00050 set 7 like this
 65535 set 31 allow ip from any to any
 """
+OTHERS = "1392163880 152"  # cksum(1) of what has not our comment
 IFCONFIG = """\
 em0: flags=1008843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST,LOWER_UP> metric 0 mtu 1500
 \toptions=8<VLAN_MTU>
@@ -368,7 +372,7 @@ case "$*" in
 "table natf_peers list") echo '198.51.100.1/32 0' ;;
 *) exit 64 ;;
 esac"""
-    pgrep = "[ \"$*\" = '-x natd' ] && echo 711"
+    pgrep = "[ \"$*\" = '-x -U 0 natd' ] && echo 711"
     ifconfig = f"[ \"$*\" = 'em0 inet' ] && echo '{IFCONFIG}'"
     sysctl = "case $2 in kern.osreldate) echo 1402000 ;; net.inet.tcp.tso) echo 0 ;; *) exit 1 ;; esac"
     pfctl = "exit 1"
@@ -379,7 +383,8 @@ def test_a_look_at_the_router_shows_its_rules_the_nat_and_the_address(freebsd: d
     status, output = run(ipfw.router_look(ROUTER), freebsd)
     assert status == 0
     assert guard.read(output) == {
-        "rules": tuple(LISTING.splitlines()[1:3]),
+        "rules": tuple(LISTING.splitlines()[1:2]),
+        "others": (OTHERS,),
         "nat": ("00050 12 3456 divert 8668 ip4 from any to any via em0",),
         "natd": ("711",),
         "pf": (),
@@ -396,20 +401,24 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
             "DISABLED 00035 set 6 reject ip from any to 240.0.0.0/8 out // natf",
             "00053 set 5 divert 8711 ip from me to 240.0.0.0/8 out xmit em0 // natf",
         ),
+        "others": (OTHERS,),
         "table": ("198.51.100.1/32 0",),
         "settings": ("0",),
         "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
     gateway = guard.read(run(ipfw.en_look(GATEWAY), freebsd)[1])
-    assert gateway["rules"][1] == "00050 set 0 divert 8668 ip4 from any to any via em0"
     assert (gateway["natd"], gateway["table"]) == (("711",), ("198.51.100.1/32 0",))
 
 
 def test_a_look_that_finds_nothing_is_no_failure_and_one_that_cannot_list_is(programs: Programs) -> None:
     nothing = {"ipfw": '[ "$*" = "-S list" ]', "pgrep": "exit 1", "ifconfig": "exit 1"}
     status, output = run(ipfw.router_look(ROUTER), programs(nothing))
-    assert (status, guard.read(output)) == (0, {"rules": (), "nat": (), "natd": (), "pf": (), "address": ()})
+    others = ("3515105045 1",)
+    assert (status, guard.read(output)) == (
+        0,
+        {"rules": (), "others": others, "nat": (), "natd": (), "pf": (), "address": ()},
+    )
     status, output = run(ipfw.en_look(GATEWAY), programs(nothing | {"ipfw": "exit 71"}))
     assert (status, output) == (71, "")
 
@@ -445,3 +454,31 @@ def test_a_pf_that_comes_to_the_interface_is_seen_at_the_next_look(
     before = guard.read(output) | {"pf": ()}
     changed = guard.judge(before, guard.read(output), OUTER.address).changed
     assert [text.partition(",")[0] for text in changed] == ["pf" for _ in found]
+
+
+def test_a_look_tells_when_rules_of_others_have_changed_and_not_when_those_of_our_other_role_have(
+    programs: Programs,
+) -> None:
+    def look(listing: str) -> guard.Listing:
+        environment = programs({"ipfw": f"[ \"$*\" = '-S list' ] && cat <<'END'\n{listing}END", "ifconfig": "exit 1"})
+        return guard.read(run(ipfw.router_look(ROUTER), environment)[1])
+
+    def surroundings(listing: str) -> bool:
+        return guard.judge(look(LISTING), look(listing), OUTER.address).surroundings
+
+    assert not surroundings(LISTING)
+    assert not surroundings(LISTING.replace("00053 set 5", "00054 set 5"))
+    assert surroundings("00010 set 0 allow ip from any to any\n" + LISTING)
+    assert surroundings(LISTING.replace("divert 8668 ip4", "divert 8668 log ip4"))
+
+
+def test_rules_of_others_in_our_sets_are_not_cleaned_up(programs: Programs) -> None:
+    """natf refuses to start with them, and `service natf_en stop` cleans up."""
+    environment = programs({"ipfw": "echo '00500 set 5 deny tcp from any to me 22'", "sockstat": "exit 0"})
+    check = ipfw.not_in_use("en")
+    said = check.judge(*run(check.command.argv, environment))
+    assert said is not None
+    assert said.startswith("ipfw rule 00500 deny tcp from any to me 22 is not natf")
+    assert "`ipfw set move 5 to 8`" in said
+    check = ipfw.not_in_use("router")
+    assert check.judge(*run(check.command.argv, environment)) is None

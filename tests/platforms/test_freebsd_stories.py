@@ -9,6 +9,8 @@ import dns.rrset
 import pytest
 
 from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.divert.divert4 import DivertBackend
+from natf_bsd.divert.host import Host as DivertHost
 from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall import guard, runner
 from natf_bsd.firewall.command import Sysctl
@@ -16,8 +18,9 @@ from natf_bsd.lab.fabric import EchoHost
 from natf_bsd.lab.ipfw_model.fragments import split
 from natf_bsd.natd_bridge.clock import BUSY_INTERVAL, FIRST_LIMIT
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
-from natf_bsd.types import Address, Endpoint, Flow, Protocol, parse_address
-from natf_bsd.wire import build, packet
+from natf_bsd.tables.nrt import MAXIMUM_ROUTERS
+from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, parse_address
+from natf_bsd.wire import build, message, packet
 from tests.platforms.world import Box, World
 
 G1, G2, SERVER = (parse_address(f"203.0.113.{last}") for last in (10, 1, 53))
@@ -191,6 +194,107 @@ def test_a_forged_class_e_source_does_not_come_in(world: Figure1) -> None:
     world.en.host.receive("ext", bytes(build.udp(Endpoint(virtual, 5000), SOURCE, b"evil")))
     world.settle()
     assert world.en.received() == []
+
+
+def mapping_request(source: Address, port: int) -> bytes:
+    """For alice's port 5000, as an external node at `source` would ask."""
+    flow = Flow(Protocol.UDP, Endpoint(source, port), Endpoint(parse_address("240.1.2.3"), 5000))
+    data = message.encode(message.Request(bytes(8), flow, Name("alice", "home.example.net")))
+    return bytes(build.icmp_echo(source, G2, reply=False, ident=1, sequence=0, payload=message.pad(data)))
+
+
+@pytest.mark.parametrize("claimed", ["192.168.0.4", "192.168.0.1"])
+def test_a_request_that_claims_an_inside_source_has_no_pseudo_packet_go_there(world: Figure1, claimed: str) -> None:
+    """Not to an inside host, and not to the router itself, by lo0, where nobody looks at its checksum."""
+    world.gateway.host.receive("wan", mapping_request(parse_address(claimed), 514))
+    world.settle()
+    world.pass_time(1)
+    assert "pseudo-packet" not in kinds(world, "home")
+    assert [data for data in world.gateway.received() if packet.protocol(data) == Protocol.UDP] == []
+    assert world.gateway.router is not None
+    assert world.gateway.router.core.counters["mapping.failed.untranslated"] == 1
+    assert world.gateway.router.core.counters["mapping.failed.no_answer"] == 0, "the guard's alarm"
+
+
+def test_a_forged_class_e_source_does_not_come_in_by_another_interface_either() -> None:
+    world = World()
+    en = world.box("en", {"ext": ("public", "203.0.113.10"), "wlan": ("cafe", "192.168.7.2")})
+    world.start_en(en, en_config())
+    for interface in "ext", "wlan":
+        en.host.receive(interface, bytes(build.udp(Endpoint(parse_address("240.9.9.9"), 80), SOURCE, b"evil")))
+    world.settle()
+    assert en.received() == []
+
+
+@pytest.mark.parametrize("rule", [30, 45, 400])
+def test_a_site_that_denies_pings_goes_on_to_deny_them(rule: int) -> None:
+    """Mapping requests are answered all the same: the paper's router hooks before its firewall."""
+    world = Figure1()
+    world.gateway.ipfw(f"add {rule} deny icmp from any to any in recv wan icmptypes 8")
+    world.start()
+    world.send(world.en, build.icmp_echo(G1, G2, reply=False, ident=7, sequence=1, payload=bytes(56)))
+    assert world.en.received() == []
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 5000)
+    world.send(world.en, build.udp(SOURCE, virtual, b"hello"))
+    (answer,) = world.en.received()
+    assert answer[28:] == b"alice: hello"
+
+
+def test_what_another_divert_socket_gives_back_is_judged_by_the_site() -> None:
+    """It is diverted-output like our own packets."""
+    world = Figure1()
+    reader = DivertBackend(
+        9000, Direction.OUT, calls=world.en.host.sockets, host=DivertHost(lambda _: 1500, lambda: ["ext"], lambda: "")
+    )
+    world.en.readers.append((reader.fileno(), lambda: [reader.send(one) for one in reader.receive(64)] and None))
+    world.en.ipfw("add 20 divert 9000 tcp from me to 203.0.113.1 out", "add 60000 deny tcp from me to any 25 out")
+    world.start_en(world.en, en_config())
+    world.send(world.en, syn(SOURCE, Endpoint(G2, 25)))
+    assert kinds(world, "public") == []
+    assert reader.counters["not_permitted"] == 1
+
+
+def test_many_answers_cost_one_process_and_a_name_has_few_routers() -> None:
+    """Any web page can have names looked up, below a domain of its own even where `home_domains` is "*"."""
+    world = Figure1().start()
+    world.serve(world.boxes["dns"], lambda data: [])
+    answers = []
+    for number in range(40):
+        query = dns.message.make_query(f"h{number}.home.example.net", "A")
+        world.send(world.en, build.udp(Endpoint(G1, 40053), Endpoint(SERVER, 53), query.to_wire()))
+        response = dns.message.make_response(query)
+        addresses = [f"198.51.{number}.{last}" for last in range(1, 201)]
+        response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "A", *addresses))
+        answers.append(bytes(build.udp(Endpoint(SERVER, 53), Endpoint(G1, 40053), response.to_wire())))
+    world.en.received()
+    world.en.programs.ran.clear()
+    for answer in answers:
+        world.en.host.receive("ext", answer)
+    world.settle()
+    assert len(world.en.programs.ran) == 1
+    assert len(world.en.received()) == 40
+    assert world.en.listing().count("198.51.") == 40 * MAXIMUM_ROUTERS
+
+
+@pytest.mark.parametrize("role", ["en", "router"])
+def test_pf_switched_on_later_ends_the_daemon_before_its_packets_go_round(world: Figure1, role: str) -> None:
+    side = world.en.en_side if role == "en" else world.gateway.router_side
+    assert side is not None
+    side.looked({"pf": ()}, world.now)
+    with pytest.raises(RestartNeeded, match="`set skip` on it"):
+        side.looked({"pf": ("active",)}, world.now)
+
+
+def test_the_stand_in_is_there_after_a_flush_too(world: Figure1) -> None:
+    """A daemon that must end because the rules were flushed and have moved: nothing leaves till the next one is up."""
+    virtual = Endpoint(resolve(world, world.en, Endpoint(G1, 40053)), 80)
+    stand_in = world.en.plans["en"].stay
+    assert stand_in
+    world.en.ipfw("-f flush")
+    for _ in range(2):
+        runner.apply(stand_in, world.en.programs.run)
+        with pytest.raises(PermissionError):
+            world.send(world.en, syn(SOURCE, virtual))
 
 
 def test_while_the_daemon_is_away_virtual_addresses_are_refused_and_nothing_leaves(world: Figure1) -> None:

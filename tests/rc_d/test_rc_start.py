@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -110,6 +111,17 @@ def test_the_number_of_a_daemon_that_was_killed_holds_nobody_up(machine: Machine
     machine.kill(supervisor, daemon)
     # Its number may be another's by now.
     (machine.run_dir / "router.lock").write_text("1\n")
+    machine.start("router")
+
+
+def test_somebody_elses_process_is_not_taken_for_the_daemon_whatever_it_is_called(machine: Machine) -> None:
+    """A user may wait for the number of one that was killed: it would keep the service from starting."""
+    machine.run_dir.mkdir(parents=True)
+    (machine.run_dir / "router.lock").write_text(f"{os.getpid()}\n")
+    machine.called_by("sh -c natf router run")
+    assert machine.service("router", "start").returncode == 1
+    (machine.state / "owners").mkdir()
+    machine.tell(**{f"owners/{os.getpid()}": "1001\n"})
     machine.start("router")
 
 
