@@ -18,7 +18,7 @@ from natf_bsd.lab import jail_commands as commands
 from natf_bsd.lab.jail_commands import Means, Names, NatKind
 from natf_bsd.lab.platform import FIRST_INSTANCE, HostProcess, daemon_here
 from natf_bsd.lab.processes import end
-from natf_bsd.lab.topology import FIGURE1, Topology
+from natf_bsd.lab.topology import FIGURE1, FIGURE3, Topology
 from natf_bsd.ops.process import Completed, Run, run_process
 from natf_bsd.ops.resolvers import RESOLV_CONF, name_servers
 from natf_bsd.types import format_address
@@ -188,7 +188,7 @@ def obstacle(nat: NatKind, run: Run) -> str | None:
         return "this kernel has no vnet jails; expected GENERIC of FreeBSD 12 or later, or one with `options VIMAGE`"
     if value("security.jail.jailed") == "1":
         room = int(value("security.jail.children.max") or 0)
-        needed = len(Names(FIRST_INSTANCE).all(FIGURE1))
+        needed = max(len(Names(FIRST_INSTANCE).all(figure)) for figure in (FIGURE1, FIGURE3))
         if value("security.jail.vnet") != "1" or room < needed:
             return f"this is a jail; it needs vnet and children.max={needed} or more (found {room})"
     for module, way in (_MODULES | _NAT_MODULES[nat]).items():

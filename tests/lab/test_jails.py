@@ -220,7 +220,7 @@ def test_a_kernel_without_vimage_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vnet", "room", "fit"), [("1", "10", True), ("1", "9", False), ("0", "99", False), ("1", "", False)]
+    ("vnet", "room", "fit"), [("1", "11", True), ("1", "10", False), ("0", "99", False), ("1", "", False)]
 )
 def test_in_a_jail_there_must_be_room_for_more(vnet: str, room: str, fit: bool) -> None:
     settings = GENERIC | {
@@ -229,7 +229,7 @@ def test_in_a_jail_there_must_be_room_for_more(vnet: str, room: str, fit: bool) 
         "security.jail.children.max": room,
     }
     said = obstacle(Machine(settings=settings))
-    assert said == (None if fit else f"this is a jail; it needs vnet and children.max=10 or more (found {room or 0})")
+    assert said == (None if fit else f"this is a jail; it needs vnet and children.max=11 or more (found {room or 0})")
 
 
 def test_an_unknown_nat_is_refused() -> None:
