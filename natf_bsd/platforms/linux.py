@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
+from natf_bsd.divert.inside import FromInside, ToInside, TunInjector
 from natf_bsd.divert.nfqueue import NfqueueBackend
 from natf_bsd.divert.tun import TunDevice
-from natf_bsd.divert.tunnel import FromInside, ToInside, TunInjector
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux
 from natf_bsd.firewall.guard import Listing

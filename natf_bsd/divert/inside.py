@@ -5,6 +5,9 @@ we write to it gets the inside host's address back.
 
     inside host P1:s -> V1:d   SNAT   G1:s -> V1:d   TUN, `FromInside`   G1:s -> G2:m   raw socket -> wire
     inside host P1:s <- V1:d   NAT    G1:s <- V1:d   TUN, `ToInside`     G1:s <- G2:m   NFQUEUE    <- wire
+
+The rules that lead packets here are `firewall.linux_gateway`'s; `platforms.linux` joins both. No byte is added to a
+packet: the device is a way to meet NAT first, not a tunnel.
 """
 
 from __future__ import annotations
