@@ -44,8 +44,8 @@ class TunInjector:
 
 
 class FromInside:
-    """A backend: packets to the /8 `prefix` come out of `tun`, and go on through the raw socket `out`, whose mark tells
-    the answers. Closes both.
+    """A backend: packets to the /8 of the octet `prefix` come out of `tun`, whose name is `interface`, and go on by the
+    raw socket `out`, whose mark tells the answers. Closes both.
 
     The kernel cuts a large datagram for the device. Its first fragment is the packet; the others follow it.
     """

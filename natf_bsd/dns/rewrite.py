@@ -78,6 +78,16 @@ class Rewritten(NamedTuple):
     outcome: Outcome
 
 
+class _Terms(NamedTuple):
+    """On what terms the private host `name` gets its virtual address; see `rewrite`."""
+
+    name: Name
+    relate: Relate
+    virtual: VirtualAddresses
+    maximum_ttl: int
+    local: bool
+
+
 def rewrite(
     data: bytes,
     homes: HomeDomains,
@@ -105,15 +115,16 @@ def rewrite(
     if question.type not in ADDRESS_TYPES:
         return Rewritten(data, Outcome.UNCHANGED)
     answer = _Answer(data, question)
+    terms = _Terms(name, relate, virtual, maximum_ttl, local)
     if flags & TC:
-        return _truncated(answer, name, relate, virtual, maximum_ttl, local)
+        return _truncated(answer, terms)
     if flags & RCODE or not answers:
         return Rewritten(data, Outcome.UNCHANGED)
     try:
         answer.read()
         if question.type != A:
             return _without_bypass(answer)
-        return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
+        return _with_virtual_address(answer, terms)
     except MalformedError:
         return Rewritten(answer.servfail(), Outcome.FAILED)
 
@@ -177,9 +188,7 @@ def _can_be_router(address: Address) -> bool:
     return address[0] not in (0, 127) and address[0] < 224 and address[:2] != b"\xa9\xfe"
 
 
-def _truncated(
-    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
-) -> Rewritten:
+def _truncated(answer: _Answer, terms: _Terms) -> Rewritten:
     """Nobody must ask again over TCP, where the true address would be had: what has come is enough, or it is not.
 
     The cut may be anywhere: RFC 2181 section 9 lets no program use what is before it, but one address will do for us.
@@ -192,7 +201,7 @@ def _truncated(
         return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
     if not found:
         return Rewritten(answer.servfail(), Outcome.TRUNCATED)
-    return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
+    return _with_virtual_address(answer, terms)
 
 
 def _without_bypass(answer: _Answer) -> Rewritten:
@@ -201,18 +210,17 @@ def _without_bypass(answer: _Answer) -> Rewritten:
     return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
 
 
-def _with_virtual_address(
-    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
-) -> Rewritten:
+def _with_virtual_address(answer: _Answer, terms: _Terms) -> Rewritten:
+    """The A answer with the address of `terms` in place of those it has. MalformedError where its records are odd."""
     records, ttl = answer.chain()
     if not records:
         return Rewritten(answer.message, Outcome.UNCHANGED)
     addresses = [answer.message[record.data : record.end] for record in records]
-    if local and all(map(virtual.contains, addresses)):
+    if terms.local and all(map(terms.virtual.contains, addresses)):
         return Rewritten(answer.message, Outcome.ALREADY)
-    routers = [address for address in addresses if _can_be_router(address) and not virtual.contains(address)]
-    ttl = min(ttl, maximum_ttl)
-    address = relate(name, routers, ttl) if routers else None
+    routers = [address for address in addresses if _can_be_router(address) and not terms.virtual.contains(address)]
+    ttl = min(ttl, terms.maximum_ttl)
+    address = terms.relate(terms.name, routers, ttl) if routers else None
     if address is None:
         return Rewritten(answer.servfail(), Outcome.FAILED)
     if len(answer.answers) == 1 and not answer.is_truncated:

@@ -81,6 +81,7 @@ class LinuxEn:
             raise NatfError(f"{error}; gateway = false in [en] does without it, and without inside hosts") from None
         stack.callback(tun.close)
         source = FromInside(tun, config.tun, config.virtual_prefix, Injector(config.inside_mark))
+        # A device has no port.
         out = stack.enter_context(Divert(0, direction=Direction.OUT, backend=source))
         queue = ToInside(NfqueueBackend(config.inside_queue, Direction.IN), TunInjector(tun))
         inward = stack.enter_context(Divert(config.inside_queue, direction=Direction.IN, backend=queue))
