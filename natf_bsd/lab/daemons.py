@@ -57,7 +57,7 @@ class DaemonLab(Lab):
         return {"interface": "wan", "act": str(act), "run_dir": str(self._daemon_dir(host))}
 
     def _en_settings(self, host: str, interface: str, domains: Sequence[str]) -> dict[str, object]:
-        """The section [en] of `host`, for the home domains `domains`; with `resolvers` only where programs of the lab ask
+        """The section [en] of `host`, for the home domains `domains`; with `resolvers` where programs of the lab ask
         others than the topology's name server.
         """
         run_dir = str(self._daemon_dir(host))

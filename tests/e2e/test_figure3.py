@@ -143,14 +143,16 @@ def test_datagrams_go_there_and_back_both_ways_at_once(natf: Figure3Lab) -> None
 
 
 def test_two_inside_hosts_may_have_the_same_source_port(natf: Figure3Lab) -> None:
-    """Also one the router's own programs may have, and one it may not."""
+    """And the router's own program beside them, with one of the ports Linux gives to programs: 5555 lies where the
+    gateway's NAT takes its own from (docs/configuration.md), and would be the same flow to the external node.
+    """
     for port in ("5555", "45555"):
         for program, arguments in ((UDP, ("5000", port)), (FROM_ONE_PORT, (port,))):
-            callers = "alice", "bob", "router"
+            callers = ("alice", "bob", "router") if port == "45555" else ("alice", "bob")
             runs = [spawn(natf, host, "python3", "-c", program, NAMES["carol"], *arguments) for host in callers]
-            for run in runs:
+            for caller, run in zip(callers, runs, strict=True):
                 output, error = run.communicate(timeout=30)
-                assert "carol" in output, error
+                assert "carol" in output, (caller, port, error)
 
 
 def test_the_routers_own_programs_reach_the_other_home_too(natf: Figure3Lab) -> None:
