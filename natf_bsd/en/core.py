@@ -108,6 +108,10 @@ class EnCore:
         entry = self.vat.by_out(key)
         if entry is None:
             return self._first_packet(packet, key, now)
+        if entry.way is not packet.handle:
+            if entry.way is not None:
+                return self._port_taken(packet)
+            entry.way = packet.handle
         flags = wire.tcp_flags(data)
         if (flags & _SYN_ACK == wire.TCP_SYN and entry.state is not TcpState.OPENING) or (
             key in self._unconfirmed and entry.state is not TcpState.ESTABLISHED
@@ -127,6 +131,13 @@ class EnCore:
         """
         self.vat.remove(entry)
         return self._settle_removed(now) + self._first_packet(packet, key, now)
+
+    def _port_taken(self, packet: Packet) -> list[Effect]:
+        """A gateway's own programs and its inside hosts come by two handles, of which the NAT sees one: it may give an
+        inside host the source port that a program has bound. On the wire the two flows would be one, and the answers
+        of both go to the first.
+        """
+        return self._reject([packet], Reaction.UNREACHABLE, "out.drop.port_taken")
 
     def _outbound_other(self, packet: Packet) -> list[Effect]:
         """ICMP errors of this host are translated; all else (ping, fragments, other protocols) is refused aloud."""
@@ -159,6 +170,8 @@ class EnCore:
         refusal = self.refusals.get(key)
         if refusal is not None:
             return self._reject([packet], refusal, "out.drop.refused")
+        if self.held.way(key) not in (None, packet.handle):
+            return self._port_taken(packet)
         active = self._negotiations.active(key)
         if not active and self._negotiations.full:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.table_full")
@@ -230,6 +243,7 @@ class EnCore:
             return self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
         effects: list[Effect] = []
         for packet in packets:
+            entry.way = packet.handle
             entry.note_out(wire.tcp_flags(packet.data), now)
             entry.out_rewrite.apply(packet.data)
             self.counters.add("out.sent.released")

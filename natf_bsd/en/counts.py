@@ -36,6 +36,7 @@ COUNTERS: dict[str, str] = {
     "out.drop.silent": "the router did not answer; the program got an ICMP error",
     "out.drop.replaced": "held packet superseded by its own retransmission",
     "out.drop.no_room": "too many packets held; an ICMP error tells the program, unless its flow may yet go",
+    "out.drop.port_taken": "an inside host's flow with the ports of one of the gateway's own, or the reverse: refused",
     "out.drop.table_full": "VAT table or negotiations full, or the name was forgotten while its router was asked",
     "out.drop.stray_reset": "RST of a flow that has no VAT entry",
     "out.drop.shutdown": "still held when the daemon ended",

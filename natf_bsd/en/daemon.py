@@ -45,6 +45,7 @@ _WORTH_A_WARNING = (
     "dns.sent.rebinding",
     "dns.drop.unasked",
     "out.drop.no_room",
+    "out.drop.port_taken",
     "out.drop.table_full",
     "control.ignored.wrong_source",
     "control.ignored.unauthenticated",

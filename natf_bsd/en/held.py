@@ -24,6 +24,11 @@ class HeldPackets:
         """The keys of the flows that wait."""
         return list(self._flows)
 
+    def way(self, key: bytes) -> object:
+        """The handle that the flow's packets came from; None if it holds none."""
+        held = self._flows.get(key)
+        return held[0].handle if held else None
+
     def hold(self, key: bytes, packet: Packet) -> Packet | None:
         """Keep `packet`; returns the earlier transmission it replaces, or `packet` itself when there is no room."""
         held = self._flows.setdefault(key, [])

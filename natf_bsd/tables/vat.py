@@ -41,7 +41,8 @@ class VatEntry:
     """One flow. `flow` is G1:s -> V1:d as the application has it, `mapped` is G2:m, `lifetime` the router's answer (s).
 
     `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
-    lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner.
+    lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner. So is `way`:
+    the handle its packets come from; None until the first, as after a restart.
     """
 
     flow: Flow
@@ -54,6 +55,7 @@ class VatEntry:
     last_in: float = field(init=False)
     mapped_at: float = field(init=False)
     renew_not_before: float = field(init=False, default=-math.inf)
+    way: object = field(init=False, repr=False, default=None)
     state: TcpState | None = field(init=False)
     suspect: bool = field(init=False, default=False)
     unanswered: int = field(init=False, default=0)

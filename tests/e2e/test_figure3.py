@@ -155,6 +155,18 @@ def test_two_inside_hosts_may_have_the_same_source_port(natf: Figure3Lab) -> Non
                 assert "carol" in output, (caller, port, error)
 
 
+@pytest.mark.linux("natd translates the gateway's own packets too, to another port")
+def test_a_program_of_the_gateway_with_an_inside_hosts_ports_is_refused(natf: Figure3Lab) -> None:
+    def asks(host: str) -> list[str]:
+        return natf.exec(host, ["python3", "-c", UDP, NAMES["carol"], "5000", "7777"]).stdout.split("\n")[:-1]
+
+    answers = ["carol: one", "carol: two"]
+    assert asks("alice") == answers
+    assert asks("router") == ["OSError"]
+    assert counters(natf, "router")["out.drop.port_taken"] > 0
+    assert asks("alice") == answers
+
+
 def test_the_routers_own_programs_reach_the_other_home_too(natf: Figure3Lab) -> None:
     assert "carol's page" in curl(natf, "router", f"http://{NAMES['carol']}/").stdout
     assert "alice's page" in curl(natf, "router2", f"http://{NAMES['alice']}/").stdout

@@ -16,6 +16,7 @@ from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, p
 from natf_bsd.wire import build, icmp, message, packet
 
 G1, G2 = parse_address("203.0.113.1"), parse_address("203.0.113.2")
+UNREACHABLE = 3
 OWN, INSIDE = Endpoint(G1, 40000), Endpoint(G1, 2000)
 
 
@@ -138,6 +139,29 @@ def test_a_refusal_goes_to_whoever_asked(bench: Bench, way: str, other: str, sou
     assert packet.flow_of(reset) == Flow(Protocol.TCP, bench.virtual, source)
     assert bench.errors[other].data == []
     assert len(bench.backends[f"{way}.out"].dropped) == 1
+
+
+@pytest.mark.parametrize(("way", "other"), [("own", "inside"), ("inside", "own")])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_same_flow_by_the_other_way_is_refused_and_never_mixed(
+    bench: Bench, way: str, other: str, mapped: bool
+) -> None:
+    def answer() -> None:
+        bench.answer(message.Response(bench.request().transaction, Endpoint(G2, 61000), 60))
+
+    bench.backends[f"{way}.out"].feed(syn(OWN, bench.virtual), Direction.OUT)
+    bench.read()
+    if mapped:
+        answer()
+    bench.backends[f"{other}.out"].feed(syn(OWN, bench.virtual), Direction.OUT)
+    bench.read()
+    if not mapped:
+        answer()
+    assert bench.node.core.counters["out.drop.port_taken"] == 1
+    assert [(packet.protocol(data), data[20]) for data in bench.errors[other].data] == [(Protocol.ICMP, UNREACHABLE)]
+    assert bench.errors[way].data == []
+    assert bench.backends[f"{other}.out"].sent == []
+    assert len(bench.backends[f"{way}.out"].sent) == 1
 
 
 def test_silence_is_told_to_whoever_asked(bench: Bench) -> None:
