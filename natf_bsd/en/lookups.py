@@ -96,7 +96,9 @@ class Lookups:
         plain = without_options(message) is message
         # Only a query that begins here can be made again: that of a host behind us has a way through NAT to go.
         tries = _TRIES if packet.direction is Direction.OUT else 0
-        kept = self._queries.remember(flow.source, flow.destination, question, now, plain=plain, tries=tries)
+        kept = self._queries.remember(
+            flow.source, flow.destination, question, now, plain=plain, tries=tries, leaves=packet.leaves
+        )
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
@@ -144,7 +146,7 @@ class Lookups:
         def asked(question: Question) -> bool:
             nonlocal query, about
             about = question
-            query = self._queries.find(flow.destination, flow.source, question, now)
+            query = self._queries.find(flow.destination, flow.source, question, now, came=packet.interface)
             return query is not None
 
         def relate(name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
