@@ -325,9 +325,9 @@ def test_without_rules_of_nat_no_inside_hosts_packet_leaves(natf: Figure3Lab) ->
     natf.exec("router", ["iptables", "-t", "nat", "-F", "NATF-EN-POSTROUTING"], check=True)
     with natf.capture("router", "wan") as capture:
         told = natf.exec("alice", ["python3", "-c", ONE, virtual])
-        seen = [p for p in capture.packets() if packet.protocol(p.data) in (Protocol.ICMP, Protocol.UDP)]
+        leaked = [p.data for p in capture.packets() if parse_address("192.168.0.2") in p.data]
     assert told.stdout.split() == [str(errno.EHOSTUNREACH)], told.stderr
-    assert seen == [], "neither the packet, nor a request that tells its address"
+    assert leaked == [], "neither the packet, nor a request that tells its address"
     assert "set again" in natf.natf("router", "en", "reload").stdout
     assert "carol's page" in curl(natf, "alice", f"http://{NAMES['carol']}/").stdout
 
