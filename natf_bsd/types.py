@@ -97,7 +97,8 @@ class Packet:
 
     `token` is what the backend needs to put the packet back where it was (NFQUEUE: its id; divert(4): the whole
     sockaddr_in); a packet of our own making has none. Nothing outside divert/ looks into it. `handle` is the
-    `divert.Divert` it was read from.
+    `divert.Divert` it was read from. `leaves` is the interface by which a packet goes on that came in by `interface`,
+    where the platform tells (Linux).
     """
 
     data: bytearray
@@ -105,3 +106,4 @@ class Packet:
     interface: str = ""
     token: object = field(default=None, repr=False)
     handle: object = field(default=None, repr=False)
+    leaves: str = ""

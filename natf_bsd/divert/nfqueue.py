@@ -30,7 +30,8 @@ _COPY_RANGE: Final = 0xFFFF  # the largest IPv4 packet
 _ATTR_PACKET_HEADER: Final = 1
 _ATTR_VERDICT: Final = 2
 _ATTR_MARK: Final = 3
-_INTERFACES: Final = (5, 6)  # NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV: the way in counts first
+_ATTR_IN: Final = 5  # NFQA_IFINDEX_INDEV
+_ATTR_OUT: Final = 6  # NFQA_IFINDEX_OUTDEV
 _ATTR_PAYLOAD: Final = 10
 
 _DROP: Final = 0  # linux/netfilter.h
@@ -148,7 +149,7 @@ class NfqueueBackend:
         if netlink.HEADER.unpack_from(buffer)[1] != _MSG_PACKET:
             self._refused += bool(netlink.error_of(buffer))
             return None
-        packet_id = mark = interface = hook = 0
+        packet_id = mark = came = goes = hook = 0
         original = b""
         offset = _FIRST_ATTRIBUTE
         while offset < end:
@@ -160,12 +161,18 @@ class NfqueueBackend:
                 packet_id, _, hook = _PACKET_HEADER.unpack_from(buffer, value)
             elif kind == _ATTR_MARK:
                 mark = _BE32.unpack_from(buffer, value)[0]
-            elif kind in _INTERFACES:
-                interface = interface or _BE32.unpack_from(buffer, value)[0]
+            elif kind == _ATTR_IN:
+                came = _BE32.unpack_from(buffer, value)[0]
+            elif kind == _ATTR_OUT:
+                goes = _BE32.unpack_from(buffer, value)[0]
             offset += (length + 3) & ~3
         direction = _DIRECTIONS.get(hook, self._direction)
+        interface = came or goes
         name = self._names.get(interface) or self._name(interface)
-        return Packet(bytearray(original), direction, name, (packet_id, mark, original))
+        packet = Packet(bytearray(original), direction, name, (packet_id, mark, original))
+        if came and goes:
+            packet.leaves = self._names.get(goes) or self._name(goes)
+        return packet
 
     def _name(self, interface: int) -> str:
         """The name of an interface number; a number is not given out twice while the kernel runs."""

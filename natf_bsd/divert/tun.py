@@ -10,7 +10,7 @@ import os
 import struct
 from typing import Final
 
-from natf_bsd.errors import NatfError
+from natf_bsd.errors import NatfError, RestartNeeded
 
 _DEVICE: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h: _IOW('T', 202, int)
@@ -33,7 +33,8 @@ _OPEN_ERRORS: Final = {
 class TunDevice:
     """The device `name`, made by opening and gone with `close()`. `loss` says what cannot be done without it.
 
-    NatfError when it can't be had, or is removed while it is in use: it can't come back under this descriptor.
+    NatfError when it can't be had; RestartNeeded when it is removed while it is in use: it can't come back under this
+    descriptor.
     """
 
     def __init__(self, name: str, loss: str) -> None:
@@ -76,7 +77,7 @@ class TunDevice:
 
     def _removed(self, error: OSError) -> None:
         if error.errno in (errno.EBADFD, errno.EBADF):
-            raise NatfError(f"{self._name} was removed; {self._loss}") from None
+            raise RestartNeeded(f"{self._name} was removed; {self._loss}") from None
 
 
 def unavailable() -> str | None:

@@ -30,12 +30,14 @@ class _Key(NamedTuple):
 class Query:
     """`answered`: an answer was believed already; another one may no longer teach anything else (the true one has come,
     and a forger has not the rest of ten seconds to try all ids). `plain`: by somebody who does not know EDNS. `tries`:
-    how often it may yet be put once more, for a longer answer."""
+    how often it may yet be put once more, for a longer answer. `leaves`: where it left, if it was another host's: its
+    answer must come in there. Who asked knows port and id, and could else answer himself, for all hosts."""
 
     key: _Key
     deadline: float
     plain: bool
     tries: int
+    leaves: str = ""
     answered: bool = False
 
 
@@ -49,7 +51,15 @@ class Queries:
         return len(self._table)
 
     def remember(
-        self, client: Endpoint, server: Endpoint, question: Question, now: float, *, plain: bool, tries: int
+        self,
+        client: Endpoint,
+        server: Endpoint,
+        question: Question,
+        now: float,
+        *,
+        plain: bool,
+        tries: int,
+        leaves: str = "",
     ) -> bool:
         """`client` asks `server`, perhaps once more: then `plain` and `tries` stay as they are. False if the oldest
         question had to go for it: any program can ask faster than answers come, and must not keep others from asking.
@@ -60,16 +70,22 @@ class Queries:
         if known is None:
             while len(self._table) >= self._table.maximum:
                 forgotten |= bool(self._table.expire(math.inf, limit=1))
-            self._table.insert(Query(key, now + LIFETIME, plain, tries))
+            self._table.insert(Query(key, now + LIFETIME, plain, tries, leaves))
         else:
             known.deadline = now + LIFETIME
             known.answered = False
+            known.leaves = leaves
         return not forgotten
 
-    def find(self, client: Endpoint, server: Endpoint, question: Question, now: float) -> Query | None:
-        """What `client` asked `server` not long ago; None if it did not ask this."""
+    def find(
+        self, client: Endpoint, server: Endpoint, question: Question, now: float, *, came: str = ""
+    ) -> Query | None:
+        """What `client` asked `server` not long ago; None if it did not ask this, or not by the interface by which the
+        answer `came`."""
         known = self._table.get("key", _key(client, server, question))
-        return known if known is not None and known.deadline > now else None
+        if known is None or known.deadline <= now:
+            return None
+        return known if known.leaves in ("", came) else None
 
     def expire(self, now: float) -> None:
         self._table.expire(now)

@@ -100,7 +100,9 @@ class Lookups:
         plain = without_options(message) is message
         # Only a query that begins here can be made again: that of a host behind us has a way through NAT to go.
         tries = _TRIES if packet.direction is Direction.OUT else 0
-        kept = self._queries.remember(flow.source, flow.destination, question, now, plain=plain, tries=tries)
+        kept = self._queries.remember(
+            flow.source, flow.destination, question, now, plain=plain, tries=tries, leaves=packet.leaves
+        )
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
@@ -147,7 +149,7 @@ class Lookups:
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
         """Of a server believed: rewritten, asked for again with more room, or dropped for want of a query."""
-        lesson = _Lesson(self._names, self._queries, flow, now)
+        lesson = _Lesson(self._names, self._queries, flow, packet.interface, now)
         result = rewrite(
             message,
             self._homes,
@@ -185,22 +187,25 @@ class Lookups:
 class _Lesson:
     """What one answer, on its way by `flow`, may teach the tables: `rewrite` asks `was_asked`, then perhaps `relate`.
 
-    `question`: what it is about; `query`: who asked that, None if nobody did; `learned`: the relations made of it.
+    `came`: the interface it came in by. `question`: what it is about; `query`: who asked that, None if nobody did;
+    `learned`: the relations made of it.
     """
 
-    def __init__(self, names: NameTable, queries: Queries, flow: Flow, now: float) -> None:
+    def __init__(self, names: NameTable, queries: Queries, flow: Flow, came: str, now: float) -> None:
         self.question: Question | None = None
         self.query: Query | None = None
         self.learned: list[NameRelation] = []
         self._names = names
         self._queries = queries
         self._flow = flow
+        self._came = came
         self._now = now
 
     def was_asked(self, question: Question) -> bool:
         """See `rewrite.Asked`."""
         self.question = question
-        self.query = self._queries.find(self._flow.destination, self._flow.source, question, self._now)
+        flow = self._flow
+        self.query = self._queries.find(flow.destination, flow.source, question, self._now, came=self._came)
         return self.query is not None
 
     def relate(self, name: Name, routers: Sequence[Address], ttl: int) -> Address | None:

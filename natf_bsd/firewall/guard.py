@@ -127,6 +127,7 @@ class Guard:
         self._due = self._looked = 0.0
         self._without_address = False
         self._doubt: RestartNeeded | None = None
+        self._failure = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._output = bytearray()
         self._counts: Counter[str] = Counter(dict.fromkeys(("looked", "healed", "failed"), 0))
@@ -153,13 +154,15 @@ class Guard:
             self._start()
 
     def look_now(self) -> bool:
-        """Look, and wait for what is found; whether anything had to be set up again. NatfError if it can't be seen, or
-        if the daemon will end for it."""
-        healed = self._counts["healed"]
+        """Look, and wait for what is found; whether anything had to be set up again. NatfError if it can't be seen or
+        could not be, or if the daemon will end for it."""
+        healed, failed = self._counts["healed"], self._counts["failed"]
         self.close()  # what a look under way has seen may be old by the time it is read
         self._see(self._look())
         if self._doubt is not None:
             raise NatfError(f"{self._doubt}; if it stays so, the daemon ends, for its supervisor to start it again")
+        if self._counts["failed"] > failed:
+            raise NatfError(self._failure)
         return self._counts["healed"] > healed
 
     def close(self) -> None:
@@ -284,7 +287,8 @@ class Guard:
 
     def _fail(self, text: str, *arguments: object) -> None:
         self._counts["failed"] += 1
-        log.error(text, *arguments)
+        self._failure = text % arguments
+        log.error("%s", self._failure)
 
 
 def _stdout(child: subprocess.Popen[bytes]) -> int:

@@ -102,7 +102,8 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
         # The stand-in. A packet to the prefix comes this far only while nobody holds the queue: it must not leave.
         ("filter", "OUTPUT"): [f"-d {fw.prefix} -j REJECT --reject-with icmp-host-unreachable"],
         # Nobody else's packet to the prefix leaves here either: containers and virtual machines behind this host.
-        ("filter", "FORWARD"): [f"-d {fw.prefix} -j REJECT --reject-with icmp-host-unreachable"],
+        # By code 10: Linux does not tell a UDP socket of code 1, nor does FreeBSD's TCP heed that one.
+        ("filter", "FORWARD"): [f"-d {fw.prefix} -j REJECT --reject-with icmp-host-prohibited"],
         # Only our own rewriting may make class E sources; from a wire they are forged.
         ("raw", "PREROUTING"): [f"-s {fw.prefix} ! -i lo -j DROP"],
         ("mangle", "INPUT"): [

@@ -57,6 +57,7 @@ class LinuxEn:
         self.interface = interface
         self._config = config
         self._gateway = gateway
+        self._from_inside: FromInside | None = None
 
     def outer(self) -> Interface:
         return interfaces.outer_interface(self._config.interface)
@@ -80,7 +81,9 @@ class LinuxEn:
         except NatfError as error:
             raise NatfError(f"{error}; gateway = false in [en] does without it, and without inside hosts") from None
         stack.callback(tun.close)
-        source = FromInside(tun, config.tun, config.virtual_prefix, Injector(config.inside_mark))
+        raw = Injector(config.inside_mark)
+        source = FromInside(tun, config.tun, config.virtual_prefix, raw, self.interface.address)
+        self._from_inside = source
         # A device has no port.
         out = stack.enter_context(Divert(0, direction=Direction.OUT, backend=source))
         queue = ToInside(NfqueueBackend(config.inside_queue, Direction.IN), TunInjector(tun))
@@ -91,6 +94,8 @@ class LinuxEn:
         """On a host that is no gateway the rules go by address and mark, whatever the `interface`."""
         config = self._config
         gateway = self._gateway_on(interface) if self._gateway else None
+        if self._from_inside is not None:
+            self._from_inside.source = interface.address
         rules = linux.EnFirewall(
             prefix=config.virtual_network,
             dns_queue=config.dns_queue,

@@ -183,6 +183,19 @@ def test_a_rewritten_destination_takes_its_own_route() -> None:
 
 
 @spaces.isolated
+def test_a_packet_that_is_forwarded_tells_where_it_came_in_and_where_it_goes_on() -> None:
+    hosts = Hosts(rules=False)
+    hosts.gateway.run("ip route add 198.51.100.0/24 via 203.0.113.10")
+    hosts.en.run("sysctl -qw net.ipv4.ip_forward=1")
+    hosts.en.run(f"iptables -t mangle -A FORWARD -p udp --dport {PORT} -j NFQUEUE --queue-num {OUT}")
+    out = hosts.divert_out()
+    udp(hosts.gateway).sendto(b"forwarded", (PEER, PORT))
+    with hosts.en:
+        held = wait(out)
+    assert (held.interface, held.leaves) == ("eth0", "eth1")
+
+
+@spaces.isolated
 def test_the_mark_of_the_verdict_brings_exactly_the_replies_to_the_in_queue() -> None:
     hosts = Hosts()
     out, back = hosts.divert_out(), hosts.divert_in()

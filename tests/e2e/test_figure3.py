@@ -3,6 +3,7 @@ of ours on any of them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -306,6 +307,47 @@ def test_nobody_outside_can_use_the_homes_virtual_addresses(natf: Figure3Lab) ->
 def test_what_a_firewall_reload_took_away_is_set_again(natf: Figure3Lab) -> None:
     HERE.reload_firewall(natf, "router")
     assert "set again" in natf.natf("router", "en", "reload").stdout
+    assert "carol's page" in curl(natf, "alice", f"http://{NAMES['carol']}/").stdout
+
+
+ONE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect((sys.argv[1], 5000))
+try:
+    s.send(b"one")
+    s.recv(100)
+except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.linux("its NAT's rules")
+def test_without_rules_of_nat_no_inside_hosts_packet_leaves(natf: Figure3Lab) -> None:
+    virtual = resolve(natf, NAMES["carol"], "alice")
+    natf.exec("router", ["iptables", "-t", "nat", "-F", "NATF-EN-POSTROUTING"], check=True)
+    with natf.capture("router", "wan") as capture:
+        told = natf.exec("alice", ["python3", "-c", ONE, virtual])
+        leaked = [p.data for p in capture.packets() if parse_address("192.168.0.2") in p.data]
+    assert told.stdout.split() == [str(errno.EHOSTUNREACH)], told.stderr
+    assert leaked == [], "neither the packet, nor a request that tells its address"
+    assert "set again" in natf.natf("router", "en", "reload").stdout
+    assert "carol's page" in curl(natf, "alice", f"http://{NAMES['carol']}/").stdout
+
+
+@pytest.mark.linux("its device")
+def test_a_device_that_was_removed_ends_the_daemon_and_virtual_addresses_stay_refused(natf: Figure3Lab) -> None:
+    virtual = resolve(natf, NAMES["carol"], "alice")
+    natf.exec("router", ["ip", "link", "del", "natf1"], check=True)
+    daemon = natf.daemons["router", "en"]
+    assert daemon.wait(10) == 1
+    assert "natf1 was removed" in daemon.output()
+    with natf.capture("router", "wan") as capture:
+        told = natf.exec("alice", ["python3", "-c", ONE, virtual])
+        leaked = [p.data for p in capture.packets() if packet.destination(p.data)[0] == 240]
+    assert (told.stdout.split(), leaked) == ([str(errno.EHOSTUNREACH)], [])
+    natf.start_one("router", "en")
     assert "carol's page" in curl(natf, "alice", f"http://{NAMES['carol']}/").stdout
 
 

@@ -56,6 +56,19 @@ def test_an_answer_must_come_from_the_server_that_was_asked(make_bench) -> None:
     assert bench.answered(FORGED, server=EVIL) is None
 
 
+@pytest.mark.parametrize(("came", "believed"), [("lan", False), ("wan", True)])
+def test_an_inside_hosts_answer_must_come_in_where_its_query_left(bench, came: str, believed: bool) -> None:
+    """Who asks knows port and id; with the server's address as its source he could answer himself, for everybody."""
+    inside = Endpoint(parse_address("192.168.0.2"), 40053)
+    query = dns.message.make_query(ALICE, "A", id=4711).to_wire()
+    asked = Packet(build.udp(inside, bench.SERVER, query), Direction.IN, "lan", leaves="wan")
+    answer = Packet(build.udp(bench.SERVER, inside, FORGED), Direction.IN, came, leaves="lan")
+    for passing in asked, answer:
+        bench.perform(bench.core.handle_dns(passing, bench.now))
+    assert bench.count("dns.drop.unasked") == (not believed)
+    assert len(bench.core.names) == believed
+
+
 def test_the_letter_case_of_the_question_does_not_matter(bench) -> None:
     bench.ask("aLiCe.Home.Example.Net.")
     assert bench.answered(FORGED) is not None

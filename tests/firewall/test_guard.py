@@ -293,6 +293,16 @@ def test_asked_to_look_now_it_heals_before_it_answers(site: Site) -> None:
     assert site.state.read_text() == GOOD
 
 
+def test_asked_to_look_now_it_says_that_it_could_not_heal(site: Site) -> None:
+    """`natf en reload` where natf1 was renamed: not "as they should be"."""
+    site.state.write_text(f"# address\n{ADDRESS}")
+    site.good.rename(site.good.with_suffix(".away"))
+    with pytest.raises(NatfError, match="not set up again: cp"):
+        site.guard.look_now()
+    site.good.with_suffix(".away").rename(site.good)
+    assert site.guard.look_now() is True
+
+
 def test_what_no_repair_can_mend_ends_the_daemon(site: Site) -> None:
     """Its supervisor starts it again, and it then opens what fits."""
     site.moved = True

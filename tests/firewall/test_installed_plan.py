@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.divert.inside import FromInside
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import plan, runner
 from natf_bsd.firewall.command import Check, Command
@@ -123,6 +124,14 @@ def test_inside_hosts_are_served_where_the_host_forwards_or_as_configured(
     assert ("-o inside0 -j SNAT --to-source 203.0.113.1" in text) is serves
     assert ("--mark 0x1000000/0xff000000 -j NFQUEUE --queue-num 99" in text) is serves
     assert ("net/ipv4/conf/inside0/rp_filter" in [sysctl.name for sysctl in plan.sysctls]) is serves
+
+
+def test_what_the_nat_makes_of_inside_hosts_follows_the_outer_address():
+    side = LinuxEn(EnConfig(("a.b",)), WAN, gateway=True)
+    side._from_inside = way = FromInside(None, "natf1", 240, None, WAN.address)
+    moved = Interface(WAN.name, bytes((203, 0, 113, 9)))
+    side.plan(moved)
+    assert way.source == moved.address
 
 
 def test_a_host_without_tun_devices_is_told_what_it_can_do_without(monkeypatch):

@@ -27,7 +27,7 @@ EN_CHAINS = """\
 :NATF-EN-OUTPUT - [0:0]
 :NATF-EN-FORWARD - [0:0]
 -A NATF-EN-OUTPUT -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
--A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+-A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-prohibited
 COMMIT
 *mangle
 :NATF-EN-INPUT - [0:0]
@@ -58,7 +58,7 @@ GATEWAY_CHAINS = """\
 -A NATF-EN-FORWARD ! -i wan -o natf1 -d 240.0.0.0/8 -j ACCEPT
 -A NATF-EN-FORWARD -i natf1 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 -A NATF-EN-FORWARD -i natf1 -j DROP
--A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-unreachable
+-A NATF-EN-FORWARD -d 240.0.0.0/8 -j REJECT --reject-with icmp-host-prohibited
 -A NATF-EN-INPUT -i natf1 -j DROP
 COMMIT
 *mangle

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.errors import NatfError
+from natf_bsd.errors import NatfError, RestartNeeded
 from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.command import Command
 from natf_bsd.firewall.runner import ProcSys, SysctlJournal
@@ -401,9 +401,9 @@ def test_a_write_to_a_device_that_is_down_is_counted_as_refused() -> None:
 def test_a_device_somebody_removed_is_said_in_words() -> None:
     home = Home()
     home.router.run("ip link del natf0")
-    with pytest.raises(NatfError, match="natf0 was removed"):
+    with pytest.raises(RestartNeeded, match="natf0 was removed"):
         home.bridge.read_batch()
-    with pytest.raises(NatfError, match="natf0 was removed"):
+    with pytest.raises(RestartNeeded, match="natf0 was removed"):
         home.bridge.write(bytes(60))
 
 
