@@ -460,14 +460,14 @@ class Figure3(World):
 
     CORE = "203.0.113.254"
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_kernel: bool = False) -> None:
         super().__init__()
-        self.routers = [self._home(number) for number in (1, 2)]
+        self.routers = [self._home(number, in_kernel) for number in (1, 2)]
         server = self.box("dns", {"ext": ("public", "203.0.113.53")})
         addresses = {f"home{number}.example.net": parse_address(f"203.0.113.{number}") for number in (1, 2)}
         self.serve(server, name_server(addresses))
 
-    def _home(self, number: int) -> Box:
+    def _home(self, number: int, in_kernel: bool) -> Box:
         router = self.box(
             f"router{number}",
             {"wan": ("public", f"203.0.113.{number}"), "lan": (f"home{number}", "192.168.0.1")},
@@ -476,7 +476,7 @@ class Figure3(World):
         )
         inside = self.box(f"host{number}", {"eth0": (f"home{number}", "192.168.0.2")}, gateway=("192.168.0.1", "eth0"))
         self.serve(inside, echo(f"host{number}", ALICE))
-        self.start_natd(router, "wan")
+        self.start_natd(router, "wan", in_kernel=in_kernel)
         return router
 
     def start(self) -> Figure3:
@@ -512,6 +512,10 @@ class Caller:
         (record,) = dns.message.from_wire(self.got.pop()[28:]).answer
         return parse_address(record[0].address)
 
+    def queue(self, data: bytes | bytearray) -> None:
+        """Send, and let nothing follow from it yet."""
+        self._box.host.send(bytes(data))
+
     def send(self, data: bytes | bytearray) -> list[bytes]:
         self._world.send(self._box, data)
         got, self.got = self.got, []
@@ -533,6 +537,38 @@ def test_private_to_private_with_equal_networks() -> None:
         (answer,) = caller.send(syn(caller.source, virtual))
         assert packet.tcp_flags(answer) == packet.TCP_SYN | packet.TCP_ACK
     assert "pseudo-packet" not in kinds(world, "public")
+    for router in world.routers:
+        router.undo("en")
+        assert runner.undo(router.plans["router"].undo, router.programs.run) == []
+    assert [router.listing() for router in world.routers] == before
+
+
+@pytest.mark.parametrize("in_kernel", [False, True], ids=["natd", "ipfw nat"])
+def test_homes_call_each_other_at_the_same_time_from_the_same_ports(in_kernel: bool) -> None:
+    """All first packets of both homes leave before any answer is there: each router asks and is asked at once."""
+    world = Figure3(in_kernel=in_kernel)
+    before = [router.listing() for router in world.routers]
+    world.start()
+    callers = [Caller(world, world.boxes[f"host{number}"], Endpoint(ALICE, 40000)) for number in (1, 2)]
+    virtual = [
+        caller.resolve(f"host{3 - number}.home{3 - number}.example.net") for number, caller in enumerate(callers, 1)
+    ]
+    for caller, address in zip(callers, virtual, strict=True):
+        caller.queue(build.udp(caller.source, Endpoint(address, 5000), b"hello"))
+        caller.queue(syn(caller.source, Endpoint(address, 80)))
+    world.settle()
+    for number, (caller, address) in enumerate(zip(callers, virtual, strict=True), 1):
+        answers = {flow: data for data in caller.got if (flow := packet.flow_of(data)) is not None}
+        told = answers.pop(Flow(Protocol.UDP, Endpoint(address, 5000), caller.source))
+        assert told[28:] == f"host{3 - number}: hello".encode()
+        connected = answers.pop(Flow(Protocol.TCP, Endpoint(address, 80), caller.source))
+        assert packet.tcp_flags(connected) == packet.TCP_SYN | packet.TCP_ACK
+        assert answers == {}
+    assert sorted(kinds(world, "public")) == ["reply"] * 4 + ["request"] * 4 + ["tcp"] * 4 + ["udp"] * 4
+    ends = {
+        end(data) for _, where, data in world.wire if where == "public" for end in (packet.source, packet.destination)
+    }
+    assert ends == {parse_address(f"203.0.113.{last}") for last in (1, 2, 53)}
     for router in world.routers:
         router.undo("en")
         assert runner.undo(router.plans["router"].undo, router.programs.run) == []
