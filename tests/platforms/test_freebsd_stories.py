@@ -460,14 +460,14 @@ class Figure3(World):
 
     CORE = "203.0.113.254"
 
-    def __init__(self, *, in_kernel: bool = False) -> None:
+    def __init__(self, **nat: bool) -> None:
         super().__init__()
-        self.routers = [self._home(number, in_kernel) for number in (1, 2)]
+        self.routers = [self._home(number, nat) for number in (1, 2)]
         server = self.box("dns", {"ext": ("public", "203.0.113.53")})
         addresses = {f"home{number}.example.net": parse_address(f"203.0.113.{number}") for number in (1, 2)}
         self.serve(server, name_server(addresses))
 
-    def _home(self, number: int, in_kernel: bool) -> Box:
+    def _home(self, number: int, nat: dict[str, bool]) -> Box:
         router = self.box(
             f"router{number}",
             {"wan": ("public", f"203.0.113.{number}"), "lan": (f"home{number}", "192.168.0.1")},
@@ -476,7 +476,7 @@ class Figure3(World):
         )
         inside = self.box(f"host{number}", {"eth0": (f"home{number}", "192.168.0.2")}, gateway=("192.168.0.1", "eth0"))
         self.serve(inside, echo(f"host{number}", ALICE))
-        self.start_natd(router, "wan", in_kernel=in_kernel)
+        self.start_natd(router, "wan", **nat)
         return router
 
     def start(self) -> Figure3:
@@ -573,6 +573,20 @@ def test_homes_call_each_other_at_the_same_time_from_the_same_ports(in_kernel: b
         router.undo("en")
         assert runner.undo(router.plans["router"].undo, router.programs.run) == []
     assert [router.listing() for router in world.routers] == before
+
+
+@pytest.mark.parametrize("deny_incoming", [False, True])
+def test_nobody_outside_can_use_a_homes_virtual_addresses(deny_incoming: bool) -> None:
+    """A NAT that denies nothing would make the router's own packets of them."""
+    world = Figure3(deny_incoming=deny_incoming).start()
+    virtual = Caller(world, world.boxes["host1"], Endpoint(ALICE, 40000)).resolve("host2.home2.example.net")
+    world.wire.clear()
+    router = world.routers[0]
+    router.host.receive("wan", syn(Endpoint(SERVER, 40000), Endpoint(virtual, 80)))
+    world.settle()
+    assert world.wire == []
+    assert router.en is not None
+    assert router.en.core.counters["negotiation.started"] == 0
 
 
 def test_an_inside_host_is_refused_at_once_too() -> None:
