@@ -166,7 +166,8 @@ class Lookups:
             relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
-            local=packet.interface in _LOOPBACK or flow.source.address[0] == _LOOPBACK_NET,
+            # FreeBSD names no interface of what goes out by lo0.
+            local=packet.interface in _LOOPBACK or _is_within(flow),
             asked=asked,
         )
         if result.outcome is Outcome.UNASKED:

@@ -19,7 +19,7 @@ from natf_bsd.lab.ipfw_model.fragments import split
 from natf_bsd.natd_bridge.clock import BUSY_INTERVAL, FIRST_LIMIT
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.tables.nrt import MAXIMUM_ROUTERS
-from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, parse_address
+from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, format_address, parse_address
 from natf_bsd.wire import build, message, packet
 from tests.platforms.world import Box, World
 
@@ -338,6 +338,22 @@ def test_a_look_up_at_a_local_resolver_is_seen_going_out(world: Figure1) -> None
     world.send(world.en, answer)
     (seen,) = world.en.received()
     assert dns.message.from_wire(seen[28:]).answer[0][0].address.startswith("240.")
+
+
+@pytest.mark.parametrize("local", ["127.0.0.1", "203.0.113.10"])
+def test_a_local_resolver_may_hand_on_a_virtual_address(world: Figure1, local: str) -> None:
+    """It has asked a server elsewhere. Under an address of this host other than 127.0.0.1 it is local as well."""
+    own = parse_address(local)
+    assert world.en.en is not None
+    world.en.en.core.lookups.resolvers |= {own}
+    query = dns.message.make_query("alice.home.example.net", "A")
+    world.send(world.en, build.udp(Endpoint(own, 40054), Endpoint(own, 53), query.to_wire()))
+    (asked,) = world.en.received()
+    virtual = resolve(world, world.en, Endpoint(G1, 40053))
+    (answer,) = name_server({"home.example.net": virtual})(asked)
+    world.send(world.en, answer)
+    (seen,) = world.en.received()
+    assert [record[0].address for record in dns.message.from_wire(seen[28:]).answer] == [format_address(virtual)]
 
 
 def test_a_nat_that_does_not_answer_is_told_at_the_start() -> None:
