@@ -96,6 +96,6 @@ def demo(figure: str, in_memory: bool) -> None:
 
 def _story(figure: str, say: Callable[[str], object]) -> Story:
     from natf_bsd.lab.demo import Demo
-    from natf_bsd.lab.demo_homes import Demo3
+    from natf_bsd.lab.demo_figure3 import Demo3
 
     return Demo3(say) if figure == "3" else Demo(say)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-_LENGTH_IDENT_FLAGS: Final = struct.Struct("!2xHHH")
+_LENGTH_IDENT_FLAGS: Final = struct.Struct("!2xHHH")  # flags and offset share the last one, RFC 791 section 3.1
 _MORE: Final = 0x2000
 _OFFSET: Final = 0x1FFF
 _UNIT: Final = 8  # bytes an offset counts, RFC 791
 
 
 class Fragments:
-    """At most `maximum` datagrams wait for the rest of them, 64 KB each; then the oldest is given up and counted."""
+    """At most `maximum` datagrams wait for the rest of them, 64 KB each; then the oldest goes and is counted (`lost`).
+
+    There is no time-out: the kernel hands over the fragments of one datagram in a row, so what has not come will not.
+    """
 
     def __init__(self, maximum: int = 64) -> None:
         self.lost = 0
@@ -20,8 +23,9 @@ class Fragments:
         self._waiting: dict[bytes, dict[int, bytes]] = {}
 
     def take(self, data: bytes) -> list[bytes]:
-        """An IPv4 packet that is whole; of one in fragments all of them, in order, with the last that comes; else
-        nothing yet."""
+        """`data`, an IPv4 packet with a whole header, if it is no fragment; with the last fragment that comes of a
+        datagram all of them, in order; else nothing yet.
+        """
         _, _, flags = _LENGTH_IDENT_FLAGS.unpack_from(data)
         if not flags & (_MORE | _OFFSET):
             return [data]

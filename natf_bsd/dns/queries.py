@@ -1,4 +1,4 @@
-"""The questions this host has put to its DNS servers: only an answer to one of them is believed (RFC 5452).
+"""The questions put to DNS servers, by this host or those behind it: only an answer to one is believed (RFC 5452).
 
 A forger off the path must then guess port and transaction id, as with any resolver, and not the port alone.
 """

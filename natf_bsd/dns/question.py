@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 HEADER = struct.Struct("!HHHHHH")
-QR, OPCODE = 0x8000, 0x7800
+QR, OPCODE, AA, TC, RD, RA, AD, CD, RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010, 0x000F
+"""The header's flags and fields (RFC 1035 section 4.1.1; AD and CD RFC 4035 section 3.2)."""
 CLASS_IN = 1
 LABEL_MAXIMUM, NAME_MAXIMUM = 63, 255  # RFC 1035 section 2.3.4
 
 _TAIL = struct.Struct("!HH")  # type, class
 _LENGTH = struct.Struct("!H")
-_RD, _CD = 0x0100, 0x0010
 _ROOMY = b"\0" + struct.pack("!HHIH", 41, 4096, 0, 0)  # an OPT record (RFC 6891 6.1.2, 6.2.5), its DO bit not set
 
 
@@ -50,7 +50,7 @@ def questions_of_stream(data: bytes) -> Iterator[Question]:
 def longer_answer_wanted(answer: bytes, question: Question) -> bytes:
     """The query whose answer was `answer`, truncated: with room for a longer one, and without DNSSEC to fill it."""
     (flags,) = struct.unpack_from("!H", answer, 2)
-    header = HEADER.pack(question.ident, flags & (_RD | _CD), 1, 0, 0, 1)
+    header = HEADER.pack(question.ident, flags & (RD | CD), 1, 0, 0, 1)
     return header + answer[HEADER.size : question.end] + _ROOMY
 
 

@@ -6,18 +6,14 @@ from __future__ import annotations
 
 import struct
 
-from natf_bsd.dns.question import CLASS_IN, HEADER, Question
+from natf_bsd.dns.question import AA, CD, CLASS_IN, HEADER, QR, RA, RD, Question
+from natf_bsd.dns.records import POINTER_TO_QUESTION, PTR, RECORD_HEAD
 from natf_bsd.names import folded
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Name
 
-PTR = 12
-
 _ZONE = ["in-addr", "arpa"]
-_QR, _AA, _RD, _RA, _CD = 0x8000, 0x0400, 0x0100, 0x0080, 0x0010
 _NXDOMAIN = 3
-_RECORD = struct.Struct("!2sHHIH")  # owner (a pointer to the question), type, class, TTL, length of data
-_POINTER_TO_QUESTION = b"\xc0\x0c"
 _OPT_BEGINS = b"\0\0\x29"  # owner the root, type 41 (RFC 6891 section 6.1.2)
 _OPT = _OPT_BEGINS + struct.pack("!HIH", 1232, 0, 0)  # 1232: what passes every path unfragmented
 
@@ -35,13 +31,13 @@ def virtual_address(question: Question, virtual: VirtualAddresses) -> Address | 
 def answer(query: bytes, question: Question, name: Name | None, ttl: int) -> bytes:
     """The answer to `query`, whose question that is: `name` for `ttl` seconds, or that there is no such address."""
     (asked,) = struct.unpack_from("!H", query, 2)
-    flags = asked & (_RD | _CD) | _QR | _AA | _RA
+    flags = asked & (RD | CD) | QR | AA | RA
     record = b""
     if name is None:
         flags |= _NXDOMAIN
     elif question.type == PTR:
         target = b"".join(bytes([len(label)]) + label.encode("ascii") for label in str(name).split(".")) + b"\0"
-        record = _RECORD.pack(_POINTER_TO_QUESTION, PTR, CLASS_IN, ttl, len(target)) + target
+        record = POINTER_TO_QUESTION + RECORD_HEAD.pack(PTR, CLASS_IN, ttl, len(target)) + target
     opt = _OPT if query[question.end :].startswith(_OPT_BEGINS) else b""
     header = HEADER.pack(question.ident, flags, 1, bool(record), 0, bool(opt))
     return header + query[HEADER.size : question.end] + record + opt

@@ -2,8 +2,7 @@
 
 An answer that is not about a private host comes back as the very same object, unless it has a virtual address: those
 are ours alone to give (else any web page could reach inside hosts by DNS rebinding). One that is, but can't be
-understood, becomes SERVFAIL: the true address must never slip through. The walker is our own because the bytes around
-a patch have to stay as they are, letter case, compression and unknown records included.
+understood, becomes SERVFAIL: the true address must never slip through.
 """
 
 from __future__ import annotations
@@ -13,11 +12,28 @@ import enum
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from natf_bsd.dns.names import HomeDomains
-from natf_bsd.dns.question import CLASS_IN, HEADER, LABEL_MAXIMUM, NAME_MAXIMUM, OPCODE, QR, Question, read_question
+from natf_bsd.dns.question import AA, AD, CLASS_IN, HEADER, OPCODE, QR, RCODE, TC, Question, read_question
+from natf_bsd.dns.records import (
+    AAAA,
+    ANY,
+    CNAME,
+    HTTPS,
+    OPT,
+    POINTER_TO_QUESTION,
+    RECORD_HEAD,
+    SVCB,
+    A,
+    Labels,
+    MalformedError,
+    Record,
+    end_of_questions,
+    expand_name,
+    records_of,
+    skip_name,
+)
 from natf_bsd.tables.nrt import MAXIMUM_TTL
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Name
@@ -26,28 +42,18 @@ Relate: TypeAlias = Callable[[Name, Sequence[Address], int], "Address | None"]
 """Name, true addresses, TTL (s) to the virtual address; None when there is none to be had."""
 
 Asked: TypeAlias = Callable[[Question], bool]
-"""Whether this host put that question to the server the answer is from."""
+"""Whether that question was put to the server the answer is from, by whom the answer is for."""
 
 MAXIMUM_RECORDS = 256  # in one answer; a UDP answer of the usual 4096 bytes (RFC 6891 6.2.5) holds no more A records
 
-_QUESTION_TAIL_SIZE = 4  # type, class
-_RECORD_HEAD = struct.Struct(
-    "!HHiH"
-)  # type, class, TTL, length of data; a TTL below zero means zero (RFC 2181 section 8)
-_POINTER_TO_QUESTION = b"\xc0\x0c"
-
-_AA, _TC, _AD, _RCODE = 0x0400, 0x0200, 0x0020, 0x000F
 _SERVFAIL = 2
-_A, _CNAME, _AAAA, _OPT, _SVCB, _HTTPS, _ANY = 1, 5, 28, 41, 64, 65, 255
 _IPV4HINT, _IPV6HINT = 4, 6  # RFC 9460 section 14.3.2
 _PARAMETER = struct.Struct("!HH")  # key, length
 _IS_HINTING = re.compile(rb"\x00[\x40\x41]\x00\x01", re.DOTALL)  # type SVCB or HTTPS, class IN
-_EMPTIED_TYPES = frozenset((_AAAA, _SVCB, _HTTPS, _ANY))  # each would lead an application past the A record
-ADDRESS_TYPES = frozenset((_A, *_EMPTIED_TYPES))
+_EMPTIED_TYPES = frozenset((AAAA, SVCB, HTTPS, ANY))  # each would lead an application past the A record
+ADDRESS_TYPES = frozenset((A, *_EMPTIED_TYPES))
 """What programs ask for to get addresses."""
 
-_POINTER = 0xC0  # RFC 1035 section 4.1.4
-_POINTERS_MAXIMUM = 8  # in a row; encoders make one. A message of 8000 in a chain would cost half a second else
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:240.1.2.3 is the IPv4 address to a socket as well (RFC 4291 2.5.5.2)
 
 
@@ -72,23 +78,14 @@ class Rewritten(NamedTuple):
     outcome: Outcome
 
 
-class _MalformedError(Exception):
-    """Internal: the message is not what its counts and lengths say."""
+class _Terms(NamedTuple):
+    """On what terms the private host `name` gets its virtual address; see `rewrite`."""
 
-
-_Labels: TypeAlias = tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A resource record: offsets into the message of its first byte, its data, and the byte behind it."""
-
-    start: int
-    type: int
-    klass: int
-    ttl: int
-    data: int
-    end: int
+    name: Name
+    relate: Relate
+    virtual: VirtualAddresses
+    maximum_ttl: int
+    local: bool
 
 
 def rewrite(
@@ -118,16 +115,17 @@ def rewrite(
     if question.type not in ADDRESS_TYPES:
         return Rewritten(data, Outcome.UNCHANGED)
     answer = _Answer(data, question)
-    if flags & _TC:
-        return _truncated(answer, name, relate, virtual, maximum_ttl, local)
-    if flags & _RCODE or not answers:
+    terms = _Terms(name, relate, virtual, maximum_ttl, local)
+    if flags & TC:
+        return _truncated(answer, terms)
+    if flags & RCODE or not answers:
         return Rewritten(data, Outcome.UNCHANGED)
     try:
         answer.read()
-        if question.type != _A:
+        if question.type != A:
             return _without_bypass(answer)
-        return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
-    except _MalformedError:
+        return _with_virtual_address(answer, terms)
+    except MalformedError:
         return Rewritten(answer.servfail(), Outcome.FAILED)
 
 
@@ -142,30 +140,28 @@ def _somebody_elses(data: bytes, virtual: VirtualAddresses) -> Rewritten:
         ident, flags, questions, *counts = HEADER.unpack_from(data)
         if flags & (QR | OPCODE) != QR:
             return Rewritten(data, Outcome.NOT_OURS)
-        end = HEADER.size
-        for _ in range(questions):
-            end = _skip(data, end) + _QUESTION_TAIL_SIZE
-        if not any(_is_virtual(data, record, virtual) for record in _records(data, end, sum(counts))):
+        end = end_of_questions(data)
+        if not any(_is_virtual(data, record, virtual) for record in records_of(data, end, sum(counts))):
             return Rewritten(data, Outcome.NOT_OURS)
-    except (_MalformedError, struct.error):
+    except (MalformedError, struct.error):
         return Rewritten(data, Outcome.NOT_OURS)
     header = HEADER.pack(ident, _failed(flags), questions, 0, 0, 0)
     return Rewritten(header + data[HEADER.size : end], Outcome.REBINDING)
 
 
-def _is_virtual(data: bytes, record: _Record, virtual: VirtualAddresses) -> bool:
+def _is_virtual(data: bytes, record: Record, virtual: VirtualAddresses) -> bool:
     return any(len(address) == 4 and virtual.contains(address) for address in _addresses(data, record))
 
 
-def _addresses(data: bytes, record: _Record) -> Iterator[bytes]:
+def _addresses(data: bytes, record: Record) -> Iterator[bytes]:
     """The IPv4 addresses a program could take from the record."""
     value = data[record.data : record.end]
-    if record.type == _A:
+    if record.type == A:
         yield value
-    elif record.type == _AAAA:
+    elif record.type == AAAA:
         yield from _unmapped(value)
-    elif record.type in (_SVCB, _HTTPS):
-        at = _skip(data, record.data + 2)  # priority, target name; then parameters (RFC 9460 section 2.2)
+    elif record.type in (SVCB, HTTPS):
+        at = skip_name(data, record.data + 2)  # priority, target name; then parameters (RFC 9460 section 2.2)
         while at + _PARAMETER.size <= record.end:
             key, length = _PARAMETER.unpack_from(data, at)
             at += _PARAMETER.size
@@ -184,7 +180,7 @@ def _unmapped(address: bytes) -> Iterator[bytes]:
 
 
 def _failed(flags: int) -> int:
-    return flags & ~(_AA | _TC | _AD | _RCODE) | _SERVFAIL
+    return flags & ~(AA | TC | AD | RCODE) | _SERVFAIL
 
 
 def _can_be_router(address: Address) -> bool:
@@ -192,38 +188,20 @@ def _can_be_router(address: Address) -> bool:
     return address[0] not in (0, 127) and address[0] < 224 and address[:2] != b"\xa9\xfe"
 
 
-def _truncated(
-    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
-) -> Rewritten:
+def _truncated(answer: _Answer, terms: _Terms) -> Rewritten:
     """Nobody must ask again over TCP, where the true address would be had: what has come is enough, or it is not.
 
     The cut may be anywhere: RFC 2181 section 9 lets no program use what is before it, but one address will do for us.
     """
-    found: list[_Record] = []
-    with contextlib.suppress(_MalformedError):
+    found: list[Record] = []
+    with contextlib.suppress(MalformedError):
         answer.read()
         found, _ = answer.chain()
-    if answer.question.type != _A:
+    if answer.question.type != A:
         return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
     if not found:
         return Rewritten(answer.servfail(), Outcome.TRUNCATED)
-    return _with_virtual_address(answer, name, relate, virtual, maximum_ttl, local)
-
-
-def without_options(message: bytes) -> bytes:
-    """The message without the OPT record at its end, if there is one: for a client that does not know EDNS (RFC 6891
-    section 7)."""
-    try:
-        ident, flags, questions, *counts = HEADER.unpack_from(message)
-        end = HEADER.size
-        for _ in range(questions):
-            end = _skip(message, end) + _QUESTION_TAIL_SIZE
-        *_, last = _records(message, end, sum(counts))
-    except (_MalformedError, struct.error, ValueError):
-        return message
-    if last.type != _OPT or not counts[2]:
-        return message
-    return HEADER.pack(ident, flags, questions, *counts[:2], counts[2] - 1) + message[HEADER.size : last.start]
+    return _with_virtual_address(answer, terms)
 
 
 def _without_bypass(answer: _Answer) -> Rewritten:
@@ -232,23 +210,22 @@ def _without_bypass(answer: _Answer) -> Rewritten:
     return Rewritten(answer.rebuilt(b""), Outcome.EMPTIED)
 
 
-def _with_virtual_address(
-    answer: _Answer, name: Name, relate: Relate, virtual: VirtualAddresses, maximum_ttl: int, local: bool
-) -> Rewritten:
+def _with_virtual_address(answer: _Answer, terms: _Terms) -> Rewritten:
+    """The A answer with the address of `terms` in place of those it has. MalformedError where its records are odd."""
     records, ttl = answer.chain()
     if not records:
         return Rewritten(answer.message, Outcome.UNCHANGED)
     addresses = [answer.message[record.data : record.end] for record in records]
-    if local and all(map(virtual.contains, addresses)):
+    if terms.local and all(map(terms.virtual.contains, addresses)):
         return Rewritten(answer.message, Outcome.ALREADY)
-    routers = [address for address in addresses if _can_be_router(address) and not virtual.contains(address)]
-    ttl = min(ttl, maximum_ttl)
-    address = relate(name, routers, ttl) if routers else None
+    routers = [address for address in addresses if _can_be_router(address) and not terms.virtual.contains(address)]
+    ttl = min(ttl, terms.maximum_ttl)
+    address = terms.relate(terms.name, routers, ttl) if routers else None
     if address is None:
         return Rewritten(answer.servfail(), Outcome.FAILED)
     if len(answer.answers) == 1 and not answer.is_truncated:
         return Rewritten(answer.patched(records[0], address, ttl), Outcome.REWRITTEN)
-    record = _POINTER_TO_QUESTION + _RECORD_HEAD.pack(_A, CLASS_IN, ttl, len(address)) + address
+    record = POINTER_TO_QUESTION + RECORD_HEAD.pack(A, CLASS_IN, ttl, len(address)) + address
     return Rewritten(answer.rebuilt(record), Outcome.REWRITTEN)
 
 
@@ -258,58 +235,58 @@ class _Answer:
     def __init__(self, message: bytes, question: Question) -> None:
         self.message = message
         self.question = question
-        self.answers: list[_Record] = []
-        self._opt: _Record | None = None
+        self.answers: list[Record] = []
+        self._opt: Record | None = None
 
     def read(self) -> None:
-        """Walk over all records. _MalformedError when one does not fit, or what we would rely on is odd."""
+        """Walk over all records. MalformedError when one does not fit, or what we would rely on is odd."""
         *_, answers, authorities, additionals = HEADER.unpack_from(self.message)
         if answers + authorities + additionals > MAXIMUM_RECORDS:
-            raise _MalformedError
-        records = list(_records(self.message, self.question.end, answers + authorities + additionals))
+            raise MalformedError
+        records = list(records_of(self.message, self.question.end, answers + authorities + additionals))
         self.answers = records[:answers]
-        options = [record for record in records[answers + authorities :] if record.type == _OPT]
+        options = [record for record in records[answers + authorities :] if record.type == OPT]
         if len(options) > 1 or any(self.message[option.start] != 0 for option in options):  # RFC 6891 6.1.1, 6.1.2
-            raise _MalformedError
+            raise MalformedError
         self._opt = options[0] if options else None
 
-    def chain(self) -> tuple[list[_Record], int]:
+    def chain(self) -> tuple[list[Record], int]:
         """The A records the question's name leads to over any CNAMEs, and the smallest TTL on the way.
 
         None at all is an empty list; A records the question does not lead to are odd.
         """
-        owned = [(_expand(self.message, record.start)[0], record) for record in self.answers]
-        cnames = {owner: record for owner, record in reversed(owned) if record.type == _CNAME}
-        hosts = {owner for owner, record in owned if record.type == _A}
-        name, passed = _expand(self.message, HEADER.size)[0], []
+        owned = [(expand_name(self.message, record.start)[0], record) for record in self.answers]
+        cnames = {owner: record for owner, record in reversed(owned) if record.type == CNAME}
+        hosts = {owner for owner, record in owned if record.type == A}
+        name, passed = expand_name(self.message, HEADER.size)[0], []
         while name in cnames and name not in hosts:
             step = cnames.pop(name)  # popped: a loop ends where it would close
             passed.append(step)
             name = self._target(step)
-        found = [record for owner, record in owned if record.type == _A and owner == name]
-        every = [record for record in self.answers if record.type == _A]
+        found = [record for owner, record in owned if record.type == A and owner == name]
+        every = [record for record in self.answers if record.type == A]
         if (every and not found) or any(r.klass != CLASS_IN or r.end - r.data != 4 for r in every):
-            raise _MalformedError
+            raise MalformedError
         return found, min((max(record.ttl, 0) for record in [*passed, *found]), default=0)
 
-    def patched(self, record: _Record, address: Address, ttl: int) -> bytes:
+    def patched(self, record: Record, address: Address, ttl: int) -> bytes:
         """The message with data and TTL of its only answer replaced in place, and no longer called authentic."""
         result = bytearray(self.message)
-        struct.pack_into("!H", result, 2, self._flags & ~_AD)
-        _RECORD_HEAD.pack_into(result, record.data - _RECORD_HEAD.size, _A, CLASS_IN, ttl, len(address))
+        struct.pack_into("!H", result, 2, self._flags & ~AD)
+        RECORD_HEAD.pack_into(result, record.data - RECORD_HEAD.size, A, CLASS_IN, ttl, len(address))
         result[record.data : record.end] = address
         return bytes(result)
 
     def rebuilt(self, record: bytes) -> bytes:
         """Header, question, `record` if any, EDNS. The rest could show the true address, or a signature now false."""
-        return self._compose(self._flags & ~(_AD | _TC), record)
+        return self._compose(self._flags & ~(AD | TC), record)
 
     def servfail(self) -> bytes:
         return self._compose(_failed(self._flags), b"")
 
     @property
     def is_truncated(self) -> bool:
-        return bool(self._flags & _TC)
+        return bool(self._flags & TC)
 
     @property
     def _flags(self) -> int:
@@ -320,72 +297,8 @@ class _Answer:
         header = HEADER.pack(int.from_bytes(self.message[:2], "big"), flags, 1, bool(record), 0, bool(opt))
         return header + self.message[HEADER.size : self.question.end] + record + opt
 
-    def _target(self, cname: _Record) -> _Labels:
-        target, end = _expand(self.message, cname.data)
+    def _target(self, cname: Record) -> Labels:
+        target, end = expand_name(self.message, cname.data)
         if end != cname.end:
-            raise _MalformedError
+            raise MalformedError
         return target
-
-
-def _records(data: bytes, offset: int, count: int) -> Iterator[_Record]:
-    for _ in range(count):
-        start = offset
-        offset = _skip(data, offset) + _RECORD_HEAD.size
-        if offset > len(data):
-            raise _MalformedError
-        kind, klass, ttl, length = _RECORD_HEAD.unpack_from(data, offset - _RECORD_HEAD.size)
-        if offset + length > len(data):
-            raise _MalformedError
-        yield _Record(start, kind, klass, ttl, offset, offset + length)
-        offset += length
-
-
-def _skip(data: bytes, offset: int) -> int:
-    """The offset behind the name at `offset`, pointers not followed."""
-    while offset < len(data):
-        length = data[offset]
-        if length >= _POINTER:
-            return offset + 2
-        if length > LABEL_MAXIMUM:
-            break
-        offset += 1 + length
-        if length == 0:
-            return offset
-    raise _MalformedError
-
-
-def _expand(data: bytes, offset: int) -> tuple[_Labels, int]:
-    """The labels of the name at `offset` in lower case, and the offset behind it.
-
-    Pointers must lead backwards (RFC 1035 section 4.1.4, "a prior occurrence"), so the walk ends.
-    """
-    end = _skip(data, offset)
-    labels: list[bytes] = []
-    total, barrier = 1, offset
-    while True:
-        offset, length = _follow(data, offset, barrier)
-        barrier = min(barrier, offset)
-        if length == 0:
-            return tuple(labels), end
-        total += 1 + length
-        if total > NAME_MAXIMUM or offset + 1 + length > len(data):
-            raise _MalformedError
-        labels.append(data[offset + 1 : offset + 1 + length].lower())
-        offset += 1 + length
-
-
-def _follow(data: bytes, offset: int, barrier: int) -> tuple[int, int]:
-    """Where the label at `offset` really is, and its length. Every jump must go to before `barrier`."""
-    for _ in range(_POINTERS_MAXIMUM):
-        if offset >= len(data):
-            break
-        length = data[offset]
-        if length <= LABEL_MAXIMUM:
-            return offset, length
-        if length < _POINTER or offset + 2 > len(data):
-            break
-        offset = int.from_bytes(data[offset : offset + 2], "big") & 0x3FFF
-        if offset >= barrier:
-            break
-        barrier = offset
-    raise _MalformedError

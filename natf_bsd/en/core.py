@@ -33,7 +33,7 @@ DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
 
 _SYN_ACK = wire.TCP_SYN | wire.TCP_ACK
 
-_HEARD = 16
+_HEARD = 16  # refusals kept for `natf status`: a screenful; routers choose how many come
 
 DOUBT_AFTER = 5.0
 """Seconds after a negotiation before an ICMP error from the router may start another: the inside host's own closed
@@ -88,7 +88,7 @@ class EnCore:
     # Phase 1: the name.
 
     def handle_dns(self, packet: Packet, now: float) -> list[Effect]:
-        """A DNS query of this host, or an answer on its way to an application."""
+        """A DNS query of a program here or on an inside host, or an answer on its way there."""
         return [*self.lookups.handle(packet, now), *self._gave_way()]
 
     def _gave_way(self) -> list[Effect]:

@@ -21,7 +21,7 @@ COUNTERS: dict[str, str] = {
     "dns.sent.not_dns": "packets to or from port 53 that are no whole UDP datagram, passed on",
     "dns.sent.tcp": "TCP segments to DNS servers without a query for the address of one of our names, passed on",
     "dns.sent.tcp_reset": "queries for the address of one of our names by TCP; the connection is reset, both ends told",
-    "dns.drop.unasked": "answers about our names that fit no query of this host: forged, or late",
+    "dns.drop.unasked": "answers about our names that fit no query seen here: forged, or late",
     "dns.drop.truncated": "truncated answers about our names; asked for again with more room, lest a program use TCP",
     "dns.drop.reverse": "queries for the name of a virtual address, answered here",
     "dns.drop.reverse_unknown": "the same about a virtual address that stands for no name; answered by NXDOMAIN",

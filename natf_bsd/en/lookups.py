@@ -1,4 +1,6 @@
-"""Phase 1, sans-IO: the DNS queries of this host, remembered, and their answers, rewritten (paper 3.2 step 1-2).
+"""Phase 1, sans-IO: DNS queries, remembered, and their answers, rewritten (paper 3.2 step 1-2).
+
+The queries are those of this host's programs and, where it is a gateway, of the inside hosts behind it [3.4].
 
 Only an answer from a server in `resolvers` to a query that was put to it teaches the tables anything. Any program may
 ask a server of its own, and anyone may send a packet from port 53; neither may say where a name's packets go.
@@ -14,7 +16,8 @@ from natf_bsd.dns import carrier, reverse
 from natf_bsd.dns.names import HomeDomains
 from natf_bsd.dns.queries import Queries, Query
 from natf_bsd.dns.question import CLASS_IN, Question, longer_answer_wanted, questions_of_stream, read_question
-from natf_bsd.dns.rewrite import ADDRESS_TYPES, Outcome, rewrite, without_options
+from natf_bsd.dns.records import without_options
+from natf_bsd.dns.rewrite import ADDRESS_TYPES, Outcome, rewrite
 from natf_bsd.effects import Admit, Drop, Effect, Inject, Save, Send
 from natf_bsd.en import saved
 from natf_bsd.errors import TableFull
@@ -83,6 +86,7 @@ class Lookups:
         return not len(self._queries)
 
     def _query(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
+        """Remembered if it is about our names, and passed on in any case but that of a virtual address's name."""
         question = read_question(message, answer=False)
         address = reverse.virtual_address(question, self._names.virtual) if question is not None else None
         if question is not None and address is not None:
@@ -100,9 +104,12 @@ class Lookups:
         return self._pass(packet, "dns.sent.query" if kept else "dns.sent.query_forgotten")
 
     def _segment(self, packet: Packet, flow: Flow) -> list[Effect]:
-        """Of TCP. Answers in a stream cannot be rewritten, so a query whose answer would tell the true address is
-        answered by the end of its connection. Both sides are told: a server may wait for it, and serve nobody else.
-        Truncated answers, the usual reason to use TCP, programs do not get to see."""
+        """A TCP segment to a DNS server.
+
+        Answers in a stream cannot be rewritten, so a query whose answer would tell the true address is answered by the
+        end of its connection. Both sides are told: a server may wait for it, and serve nobody else. Truncated answers,
+        the usual reason to use TCP, programs do not get to see.
+        """
         server = flow.destination.address
         questions = [q for q in questions_of_stream(carrier.segment_payload(packet.data)) if self._is_for_address(q)]
         if not questions:
@@ -123,7 +130,9 @@ class Lookups:
     def _reverse(
         self, packet: Packet, flow: Flow, message: bytes, question: Question, address: Address, now: float
     ) -> list[Effect]:
-        """Whichever server is asked: the query does not leave, and the answer comes as if from there."""
+        """The name of the virtual address `address` is asked for. Whichever server is asked: the query does not leave,
+        and the answer comes as if from there.
+        """
         relation = self._names.by_virtual(address)
         if relation is None:
             self._counters.add("dns.drop.reverse_unknown")
@@ -137,51 +146,30 @@ class Lookups:
         return [Drop(packet), Inject(bytes(reply), outward=_is_within(flow))]
 
     def _answer(self, packet: Packet, flow: Flow, message: bytes, now: float) -> list[Effect]:
-        learned: list[NameRelation] = []
-        query: Query | None = None
-        about: Question | None = None
-
-        def asked(question: Question) -> bool:
-            nonlocal query, about
-            about = question
-            query = self._queries.find(flow.destination, flow.source, question, now)
-            return query is not None
-
-        def relate(name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
-            known = self._names.by_name(name)
-            if known is not None and query is not None and query.answered:
-                return known.virtual
-            try:
-                relation = self._names.learn(name, routers, ttl, now)
-            except TableFull:
-                return None
-            learned.append(relation)
-            if query is not None:
-                query.answered = True
-            return relation.virtual
-
+        """Of a server believed: rewritten, asked for again with more room, or dropped for want of a query."""
+        lesson = _Lesson(self._names, self._queries, flow, now)
         result = rewrite(
             message,
             self._homes,
-            relate,
+            lesson.relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
             # FreeBSD names no interface of what goes out by lo0.
             local=packet.interface in _LOOPBACK or _is_within(flow),
-            asked=asked,
+            asked=lesson.was_asked,
         )
         if result.outcome is Outcome.UNASKED:
             self._counters.add("dns.drop.unasked")
             return [Drop(packet)]
-        truncated = result.outcome is Outcome.TRUNCATED
-        if truncated and about is not None and query is not None and query.tries:
+        query, question = lesson.query, lesson.question
+        if result.outcome is Outcome.TRUNCATED and question is not None and query is not None and query.tries:
             query.tries -= 1
-            return self._ask_again(packet, flow, message, about)
+            return self._ask_again(packet, flow, message, question)
         seen = without_options(result.data) if query is not None and query.plain else result.data
         if seen is not message:
             packet.data = carrier.replace_payload(packet.data, seen)
-        admits = [Admit(relation.routers) for relation in learned]
-        saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in learned]
+        admits = [Admit(relation.routers) for relation in lesson.learned]
+        saves = [Save(saved.name_record(relation, self._epoch_offset())) for relation in lesson.learned]
         return [*admits, *self._pass(packet, _SENT[result.outcome]), *saves]
 
     def _ask_again(self, packet: Packet, flow: Flow, message: bytes, question: Question) -> list[Effect]:
@@ -193,6 +181,42 @@ class Lookups:
     def _pass(self, packet: Packet, counter: str) -> list[Effect]:
         self._counters.add(counter)
         return [Send(packet)]
+
+
+class _Lesson:
+    """What one answer, on its way by `flow`, may teach the tables: `rewrite` asks `was_asked`, then perhaps `relate`.
+
+    `question`: what it is about; `query`: who asked that, None if nobody did; `learned`: the relations made of it.
+    """
+
+    def __init__(self, names: NameTable, queries: Queries, flow: Flow, now: float) -> None:
+        self.question: Question | None = None
+        self.query: Query | None = None
+        self.learned: list[NameRelation] = []
+        self._names = names
+        self._queries = queries
+        self._flow = flow
+        self._now = now
+
+    def was_asked(self, question: Question) -> bool:
+        """See `rewrite.Asked`."""
+        self.question = question
+        self.query = self._queries.find(self._flow.destination, self._flow.source, question, self._now)
+        return self.query is not None
+
+    def relate(self, name: Name, routers: Sequence[Address], ttl: int) -> Address | None:
+        """See `rewrite.Relate`. A query teaches once: its next answer gets the same address and changes nothing."""
+        known = self._names.by_name(name)
+        if known is not None and self.query is not None and self.query.answered:
+            return known.virtual
+        try:
+            relation = self._names.learn(name, routers, ttl, self._now)
+        except TableFull:
+            return None
+        self.learned.append(relation)
+        if self.query is not None:
+            self.query.answered = True
+        return relation.virtual
 
 
 def _is_within(flow: Flow) -> bool:

@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from natf_bsd.firewall import linux_gateway
+from natf_bsd.firewall import linux_dns, linux_gateway
 from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
-from natf_bsd.firewall.linux_gateway import NOTHING_THERE, ROUTE_PROTOCOL, WITH_DATA, Gateway
+from natf_bsd.firewall.linux_gateway import IP_NOTHING_THERE, ROUTE_PROTOCOL, Gateway
 from natf_bsd.types import Address, format_address
 
 RULE_PRIORITY: Final = 78  # before the main table's 32766
@@ -32,7 +32,7 @@ _MAPPED_PORTS: Final = "61000-65535"
 # Seconds to wait for whoever holds the lock of iptables, far above any set-up of a firewall's rules.
 _WAIT: Final = ("-w", "10")
 _COMMENT: Final = ("-m", "comment", "--comment", "natf")
-_NOTHING_THERE: Final = (1, 2)  # iptables: no such rule or chain; 4 (lock) and others are real failures
+_IPTABLES_NOTHING_THERE: Final = (1, 2)  # no such rule or chain; 4 (lock) and others are real failures
 
 # Table and built-in chain of each chain of ours, in the order the jumps are set. The external node: first the stand-in
 # and what keeps forged packets out, last the rule that makes packets come to us.
@@ -109,15 +109,12 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
             # Replies of marked flows and ICMP errors about them. No bypass: without the daemon the kernel would answer
             # such a packet with a RST and end a connection that a restarted daemon could go on serving.
             f"-m connmark --mark {mark} -j NFQUEUE --queue-num {fw.in_queue}",
-            f"-p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED"
-            f" -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
+            *linux_dns.answers(fw.dns_queue),
         ],
         # What the daemon sent on towards a router carries the mark by its verdict; the connection inherits it.
         ("mangle", "OUTPUT"): [
             f"-m mark --mark {mark} -j CONNMARK --save-mark --nfmask {fw.mask:#x} --ctmask {fw.mask:#x}",
-            # Queries: only an answer to one of them is believed.
-            f"-p udp --dport 53 -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
-            f"-p tcp --dport 53 {WITH_DATA} -j NFQUEUE --queue-num {fw.dns_queue} --queue-bypass",
+            *linux_dns.queries(fw.dns_queue),
         ],
         # raw, so that conntrack and all that follows see G2 only, never V1.
         ("raw", "OUTPUT"): [
@@ -137,7 +134,8 @@ def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]
     return chains | {
         ("filter", "INPUT"): linux_gateway.incoming(gateway),
         ("nat", "POSTROUTING"): linux_gateway.source_nat(gateway),
-        ("mangle", "FORWARD"): linux_gateway.look_ups(fw.dns_queue),
+        # Queries before the NAT, answers behind it: both have the inside host's address.
+        ("mangle", "FORWARD"): [*linux_dns.answers(fw.dns_queue), *linux_dns.queries(fw.dns_queue)],
     }
 
 
@@ -197,7 +195,7 @@ def router_rules(fw: RouterFirewall) -> list[Command]:
         *_set_up("RT", _ROUTER_PLACES, _router_chains(fw)),
         Command(("ip", "link", "set", fw.tun, "up", "mtu", "1500")),
         # `ip rule add` can't replace, and `ip rule show` succeeds without a match.
-        Command(("ip", "-4", "rule", "del", *rule), may_fail=NOTHING_THERE),
+        Command(("ip", "-4", "rule", "del", *rule), may_fail=IP_NOTHING_THERE),
         Command(("ip", "-4", "rule", "add", "iif", fw.tun, "lookup", str(fw.table), *rule)),
         Command(("ip", "-4", "route", "replace", "default", "dev", fw.tun, *route)),
     ]
@@ -224,8 +222,10 @@ def router_undo(*, table: int, priority: int = RULE_PRIORITY) -> list[Command]:
     protocol = str(ROUTE_PROTOCOL)
     return [
         *_undo("RT", _ROUTER_PLACES),
-        Command(("ip", "-4", "rule", "del", "priority", str(priority), "protocol", protocol), may_fail=NOTHING_THERE),
-        Command(("ip", "-4", "route", "flush", "table", str(table), "proto", protocol), may_fail=NOTHING_THERE),
+        Command(
+            ("ip", "-4", "rule", "del", "priority", str(priority), "protocol", protocol), may_fail=IP_NOTHING_THERE
+        ),
+        Command(("ip", "-4", "route", "flush", "table", str(table), "proto", protocol), may_fail=IP_NOTHING_THERE),
     ]
 
 
@@ -345,9 +345,9 @@ def _undo(role: str, places: Sequence[_Place]) -> list[Command]:
         iptables, name = ("iptables", *_WAIT, "-t", table), _name(role, hook)
         commands += [
             # A site that restores what it saved while we ran (iptables-restore -n) has the jump twice.
-            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_NOTHING_THERE, repeated=True),
-            Command((*iptables, "-F", name), may_fail=_NOTHING_THERE),
-            Command((*iptables, "-X", name), may_fail=_NOTHING_THERE),
+            Command((*iptables, "-D", hook, *_COMMENT, "-j", name), may_fail=_IPTABLES_NOTHING_THERE, repeated=True),
+            Command((*iptables, "-F", name), may_fail=_IPTABLES_NOTHING_THERE),
+            Command((*iptables, "-X", name), may_fail=_IPTABLES_NOTHING_THERE),
         ]
     return commands
 

@@ -1,4 +1,6 @@
-"""What an external node's rules on Linux have besides where it serves the hosts behind its NAT (the paper's 3.4).
+"""What an external node's rules on Linux have besides where it serves the hosts behind its NAT [3.4]: a gateway.
+
+`linux` puts these rules in front of its own, chain by chain; `divert.inside` is what reads and writes the device.
 
 out: P1:s -> V1:d, forwarded into the TUN device, SNAT: G1:s -> V1:d; the daemon sends G1:s -> G2:m by a raw socket
 in:  G2:m -> G1:s, told by its connection's mark, queued; the daemon writes V1:d -> G1:s to the TUN, NAT: -> P1:s
@@ -16,11 +18,8 @@ from natf_bsd.types import Address, format_address
 
 # Ours among routing protocols and rule priorities: a number without a name in /etc/iproute2/rt_protos; 78 is ASCII N.
 ROUTE_PROTOCOL: Final = 78
-NOTHING_THERE: Final = (2,)
-"""Exit statuses of ip(8): the kernel said no."""
-
-# A TCP segment with more than a DNS header in it; an acknowledgement alone, with time stamps, has 52 bytes.
-WITH_DATA: Final = "-m length --length 54:65535 -m conntrack --ctstate ESTABLISHED"
+IP_NOTHING_THERE: Final = (2,)
+"""Exit statuses of ip(8) when the kernel has no such rule or route (it "said no"); 1 is a fault in the command."""
 
 # Below the ports Linux gives the programs of the host itself (32768 to 60999): an inside host's flow to V1:d must not
 # be taken for one of theirs, which conntrack never sees as G1:s -> V1:d.
@@ -29,8 +28,8 @@ _PORTS: Final = "1024-32767"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """`interface` is the outer one, with its `mtu` and its address G1; `queue` and `mark` are those of answers for
-    inside hosts."""
+    """`interface` is the outer one, with its `mtu` (bytes) and its address G1; `tun` is the device; `queue` and `mark`
+    are those of answers for inside hosts."""
 
     interface: str
     address: Address
@@ -41,7 +40,8 @@ class Gateway:
 
 
 def forward(gateway: Gateway, prefix: str) -> list[str]:
-    """Of filter: inside hosts to virtual addresses, and what answers them; the host's own policy knows no TUN."""
+    """Of filter FORWARD: inside hosts to virtual addresses, and what answers them; the host's own policy knows no
+    TUN. Nobody on the outer interface may use them."""
     return [
         f"! -i {gateway.interface} -o {gateway.tun} -d {prefix} -j ACCEPT",
         f"-i {gateway.tun} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
@@ -50,41 +50,31 @@ def forward(gateway: Gateway, prefix: str) -> list[str]:
 
 
 def incoming(gateway: Gateway) -> list[str]:
-    """Of filter: an answer whose inside host conntrack has forgotten is not for this host's programs."""
+    """Of filter INPUT: an answer whose inside host conntrack has forgotten is not for this host's programs."""
     return [f"-i {gateway.tun} -j DROP"]
 
 
 def source_nat(gateway: Gateway) -> list[str]:
-    """Of nat."""
+    """Of nat POSTROUTING: NAT comes before VAT (step 2.5 of 3.4), as if the device were the outer interface."""
     address = format_address(gateway.address)
     ported = [f"-o {gateway.tun} -p {name} -j SNAT --to-source {address}:{_PORTS}" for name in ("tcp", "udp")]
     return [*ported, f"-o {gateway.tun} -j SNAT --to-source {address}"]
 
 
 def not_forged(gateway: Gateway) -> list[str]:
-    """Of raw: class E sources that the daemon makes."""
+    """Of raw PREROUTING: class E sources that the daemon makes."""
     return [f"-i {gateway.tun} -j RETURN"]
 
 
 def answers(gateway: Gateway, mask: int) -> list[str]:
-    """Of mangle. No bypass, as for the host's own programs."""
+    """Of mangle INPUT. No bypass, as for the host's own programs."""
     return [f"-m connmark --mark {gateway.mark:#x}/{mask:#x} -j NFQUEUE --queue-num {gateway.queue}"]
 
 
 def marked(gateway: Gateway, mask: int) -> list[str]:
-    """Of mangle: what the daemon's raw socket sends carries the mark, and the answers' connection gets it."""
+    """Of mangle OUTPUT: what the daemon's raw socket sends carries the mark, and the answers' connection gets it."""
     save = f"-j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}"
     return [f"-m mark --mark {gateway.mark:#x}/{mask:#x} {save}"]
-
-
-def look_ups(dns_queue: int) -> list[str]:
-    """Of mangle: the queries of inside hosts before the NAT, and their answers behind it."""
-    queue = f"-j NFQUEUE --queue-num {dns_queue} --queue-bypass"
-    return [
-        f"-p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED {queue}",
-        f"-p udp --dport 53 {queue}",
-        f"-p tcp --dport 53 {WITH_DATA} {queue}",
-    ]
 
 
 def route(gateway: Gateway, prefix: str) -> list[Command]:
@@ -100,7 +90,7 @@ def route(gateway: Gateway, prefix: str) -> list[Command]:
 def no_route() -> list[Command]:
     """Undoes `route`, whatever the device was called; that goes with the daemon."""
     argv = ("ip", "-4", "route", "flush", "table", "main", "proto", str(ROUTE_PROTOCOL))
-    return [Command(argv, may_fail=NOTHING_THERE)]
+    return [Command(argv, may_fail=IP_NOTHING_THERE)]
 
 
 def sysctls(gateway: Gateway) -> list[Sysctl]:
@@ -113,6 +103,7 @@ def sysctls(gateway: Gateway) -> list[Sysctl]:
 
 
 def route_is_free(gateway: Gateway, prefix: str) -> Check:
+    """Whether nobody else has a route for the virtual addresses: `route` would replace it."""
     return Check(Command(("ip", "-4", "route", "show", "exact", prefix)), _route_judge(gateway, prefix))
 
 

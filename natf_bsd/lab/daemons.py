@@ -43,20 +43,24 @@ class DaemonLab(Lab):
 
     def _pid(self, host: str, role: str) -> int | None:
         """The daemon of `role` on `host` that answers, whoever started it."""
-        return self.platform.daemon_at(host, self._daemon_dir(host, role) / f"{role}.sock")
+        return self.platform.daemon_at(host, self._daemon_dir(host) / f"{role}.sock")
 
     def _natf(self, host: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "natf_bsd.cli", "--config", str(self.config(host)), *arguments]
 
-    def _daemon_dir(self, host: str, role: str) -> Path:
-        """The run_dir of a daemon."""
+    def _daemon_dir(self, host: str) -> Path:
+        """The run_dir of the daemons on `host`; those of both roles share it, as on a host with the defaults."""
         return self.run_dir / host
 
     def _router_settings(self, host: str, act: Path) -> dict[str, object]:
-        return {"interface": "wan", "act": str(act), "run_dir": str(self._daemon_dir(host, "router"))}
+        """The section [router] of `host`, with the access control table `act`."""
+        return {"interface": "wan", "act": str(act), "run_dir": str(self._daemon_dir(host))}
 
     def _en_settings(self, host: str, interface: str, domains: Sequence[str]) -> dict[str, object]:
-        run_dir = str(self._daemon_dir(host, "en"))
+        """The section [en] of `host`, for the home domains `domains`; with `resolvers` where programs of the lab ask
+        others than the topology's name server.
+        """
+        run_dir = str(self._daemon_dir(host))
         settings: dict[str, object] = {"interface": interface, "home_domains": list(domains)}
         settings |= {"run_dir": run_dir, "state_dir": f"{run_dir}/state"}
         asked = self.resolvers

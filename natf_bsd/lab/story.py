@@ -36,7 +36,9 @@ CURL_CONNECT, CURL_TIMEOUT = 7, 28
 _AT_ONCE = 1.0
 """Seconds a program may wait for a refusal: curl's exit status is the same when a router stayed silent for four."""
 
-_DIG = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
+_ADDRESSES_OF = (
+    "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
+)
 _UDP = """\
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -211,7 +213,7 @@ class Story(ABC):
         return self._lab.exec(host, ["python3", "-c", program, *arguments])
 
     def _resolve(self, host: str, name: str) -> str:
-        done = self._python(host, _DIG, name)
+        done = self._python(host, _ADDRESSES_OF, name)
         return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
     def _status(self, host: str, role: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
+from natf_bsd.divert.inside import FromInside, ToInside, TunInjector
 from natf_bsd.divert.nfqueue import NfqueueBackend
 from natf_bsd.divert.tun import TunDevice
-from natf_bsd.divert.tunnel import FromInside, ToInside, TunInjector
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import linux
 from natf_bsd.firewall.guard import Listing
@@ -81,6 +81,7 @@ class LinuxEn:
             raise NatfError(f"{error}; gateway = false in [en] does without it, and without inside hosts") from None
         stack.callback(tun.close)
         source = FromInside(tun, config.tun, config.virtual_prefix, Injector(config.inside_mark))
+        # A device has no port.
         out = stack.enter_context(Divert(0, direction=Direction.OUT, backend=source))
         queue = ToInside(NfqueueBackend(config.inside_queue, Direction.IN), TunInjector(tun))
         inward = stack.enter_context(Divert(config.inside_queue, direction=Direction.IN, backend=queue))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natf_bsd.dns.names import HomeDomains
-from natf_bsd.dns.rewrite import Outcome, rewrite, without_options
+from natf_bsd.dns.records import without_options
+from natf_bsd.dns.rewrite import Outcome, rewrite
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import format_address
 

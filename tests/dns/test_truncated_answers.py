@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natf_bsd.dns.question import longer_answer_wanted, questions_of_stream, read_question
-from natf_bsd.dns.rewrite import Outcome, without_options
+from natf_bsd.dns.records import without_options
+from natf_bsd.dns.rewrite import Outcome
 from tests.dns.test_dns_rewrite import G2, G3, QNAME, V1, Relations, answer, assert_servfail, read, run, texts
 
 

@@ -1,11 +1,15 @@
-"""What the stories on labs have in common."""
+"""What the tests on labs have in common."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 
+from natf_bsd.lab.capture import CapturedPacket
 from natf_bsd.lab.lab import Lab, LabProcess
+from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
+from natf_bsd.types import Protocol
+from natf_bsd.wire import packet
 
 TALK = """
 import http.client, sys
@@ -38,6 +42,16 @@ def kill(process: LabProcess | None) -> None:
     assert process is not None
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def kind(captured: CapturedPacket) -> str:
+    """One of "pseudo" (which no wire may see), "request", "reply", "other ICMP", "SYN", "TCP"."""
+    data = captured.data
+    if int.from_bytes(data[4:6], "big") == PSEUDO_IDENT:
+        return "pseudo"
+    if packet.protocol(data) == Protocol.ICMP:
+        return {8: "request", 0: "reply"}.get(data[packet.header_length(data)], "other ICMP")
+    return "SYN" if packet.tcp_flags(data) == packet.TCP_SYN else "TCP"
 
 
 def differences(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:

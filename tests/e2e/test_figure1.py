@@ -12,12 +12,11 @@ import pytest
 
 from natf_bsd.en.negotiation import GIVE_UP_AFTER
 from natf_bsd.errors import NatfError
-from natf_bsd.lab.capture import CapturedPacket
 from natf_bsd.lab.figure1 import Figure1Lab
-from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.ops import control
 from natf_bsd.types import Protocol, parse_address
 from natf_bsd.wire import packet
+from tests.e2e.steps import kind
 from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
@@ -83,15 +82,6 @@ def test_a_name_of_somebody_else_is_left_alone(natf: Figure1Lab) -> None:
 def test_datagrams_go_there_and_back(natf: Figure1Lab) -> None:
     assert udp(natf, "alice.home.example.net") == "alice: hello"
     assert udp(natf, "bob.home.example.net") == "bob: hello"
-
-
-def kind(captured: CapturedPacket) -> str:
-    data = captured.data
-    if int.from_bytes(data[4:6], "big") == PSEUDO_IDENT:
-        return "pseudo"
-    if packet.protocol(data) == Protocol.ICMP:
-        return {8: "request", 0: "reply"}.get(data[packet.header_length(data)], "other ICMP")
-    return "SYN" if packet.tcp_flags(data) == packet.TCP_SYN else "TCP"
 
 
 def test_one_connection_is_one_request_one_reply_then_the_syn_on_the_wire(natf: Figure1Lab) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from natf_bsd.cli import main
 from natf_bsd.lab.demo import Demo
-from natf_bsd.lab.demo_homes import Demo3
+from natf_bsd.lab.demo_figure3 import Demo3
 from natf_bsd.lab.fabric import Fabric
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.figure3 import Figure3Lab

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from natf_bsd.divert import Divert, held_by
 from natf_bsd.divert.fragments import Fragments
 from natf_bsd.divert.inject import Injector
+from natf_bsd.divert.inside import FromInside, ToInside, TunInjector
 from natf_bsd.divert.memory import MemoryBackend
 from natf_bsd.divert.tun import TunDevice
-from natf_bsd.divert.tunnel import FromInside, ToInside, TunInjector
 from natf_bsd.errors import NatfError
 from natf_bsd.types import Direction, Endpoint, Packet, parse_address
 from natf_bsd.wire import build

@@ -5,6 +5,9 @@ we write to it gets the inside host's address back.
 
     inside host P1:s -> V1:d   SNAT   G1:s -> V1:d   TUN, `FromInside`   G1:s -> G2:m   raw socket -> wire
     inside host P1:s <- V1:d   NAT    G1:s <- V1:d   TUN, `ToInside`     G1:s <- G2:m   NFQUEUE    <- wire
+
+The rules that lead packets here are `firewall.linux_gateway`'s; `platforms.linux` joins both. No byte is added to a
+packet: the device is a way to meet NAT first, not a tunnel.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ class TunInjector:
 
 
 class FromInside:
-    """A backend: packets to the /8 `prefix` come out of `tun`, and go on through the raw socket `out`, whose mark tells
-    the answers. Closes both.
+    """A backend: packets to the /8 of the octet `prefix` come out of `tun`, whose name is `interface`, and go on by the
+    raw socket `out`, whose mark tells the answers. Closes both.
 
     The kernel cuts a large datagram for the device. Its first fragment is the packet; the others follow it.
     """
