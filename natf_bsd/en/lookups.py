@@ -156,7 +156,8 @@ class Lookups:
             lesson.relate,
             self._names.virtual,
             maximum_ttl=self._maximum_ttl,
-            local=packet.interface in _LOOPBACK or flow.source.address[0] == _LOOPBACK_NET,
+            # FreeBSD names no interface of what goes out by lo0.
+            local=packet.interface in _LOOPBACK or _is_within(flow),
             asked=lesson.was_asked,
         )
         if result.outcome is Outcome.UNASKED:

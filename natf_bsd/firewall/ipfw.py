@@ -190,6 +190,8 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         # Only our own rewriting may make such sources; from a wire, whichever, they are forged. It is written in behind
         # this.
         (places.deny, f"deny ip from {fw.prefix} to any in"),
+        # A NAT that denies nothing would send on what comes from outside, as ours: strangers could call by our names.
+        (places.deny, f"deny ip from any to {fw.prefix} in recv {name}"),
         (places.dns, f"divert {fw.dns_queue} udp from any 53 {to_me}"),
         # `in via lo0` would give checksums that were never computed (FREEBSD.md 1.6).
         (places.loopback, f"divert {fw.query_queue} udp from any 53 to any out via lo0"),

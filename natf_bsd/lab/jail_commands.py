@@ -26,6 +26,9 @@ NATD_PORT = 8668
 NAT_RULE = 50
 """The number that /etc/rc.firewall gives to natd's or `ipfw nat`'s rule."""
 
+REASS_RULE = 10
+"""In front of the NAT's rule, and of all of natf's."""
+
 NAT_INSTANCE = 123
 """The number that /etc/rc.firewall gives to the instance of `ipfw nat`."""
 
@@ -182,6 +185,8 @@ def _nat_lines(nat: Nat, kind: NatKind, pid_file: Path) -> Iterator[str]:
         yield f"natd {options} -P {pid_file}"
         yield f"ipfw -q add {NAT_RULE} divert {NATD_PORT} ip4 from any to any via {nat.outside}"
     else:
+        # As ipfw(8) advises: `ipfw nat` puts nothing together, and translates a first fragment otherwise than the rest.
+        yield f"ipfw -q add {REASS_RULE} reass ip from any to any in"
         yield "sysctl net.inet.ip.fw.one_pass=0"
         yield f"ipfw -q nat {NAT_INSTANCE} config if {nat.outside} same_ports deny_in"
         yield f"ipfw -q add {NAT_RULE} nat {NAT_INSTANCE} ip4 from any to any via {nat.outside}"
@@ -237,12 +242,12 @@ def _detours(topology: Topology, host: Host, asked: Collection[str]) -> Iterator
     server, port = _server(topology)
     segments = {own.segment for own in host.interfaces}
     for address in _distant(asked):
-        near = any(_owns(other, address) for segment in segments for other, _ in topology.ports(segment))
-        if host is server or _owns(host, address):
+        near = any(own.address == address for segment in segments for _, own in topology.ports(segment))
+        if host is server or _owns(host, address) or near:
             continue
         if port.segment in segments:
             yield address, topology.nameserver
-        elif host.default_route and not near:
+        elif host.default_route:
             yield address, host.default_route
 
 

@@ -269,7 +269,11 @@ class Lab:
     def _start_name_servers(self, zone: Zone) -> Iterator[tuple[LabProcess, str]]:
         dnsmasq = services.find_dnsmasq()
         for host, addresses in self.platform.name_servers(self.topology).items():
-            argv, ready = services.dns_command(zone, addresses, dnsmasq)
+            # In a home's own server answers would not pass the router's outer side, where they become virtual.
+            if self.topology.is_home(host):
+                argv, ready = services.relay_command(addresses, self.topology.nameserver)
+            else:
+                argv, ready = services.dns_command(zone, addresses, dnsmasq)
             yield self.spawn(host, argv, name="dns"), ready
 
     def _ready(self, servers: Sequence[tuple[LabProcess, str]]) -> list[LabProcess]:

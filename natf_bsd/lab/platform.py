@@ -60,7 +60,8 @@ class LabPlatform(Protocol):
         """What a person calls the host on this system: a namespace, a jail."""
 
     def name_servers(self, topology: Topology) -> Mapping[str, Sequence[str]]:
-        """By host, the addresses it must serve DNS under, so that a program on any host is answered by the lab."""
+        """By host, the addresses it must serve DNS under, so that a program on any host is answered by the lab;
+        a host of a home hands on what it is asked."""
 
     def exec_argv(self, host: str, argv: Sequence[str], cwd: Path) -> list[str]:
         """The command that runs `argv` on `host` in directory `cwd`. The process it starts becomes `argv`: same pid."""

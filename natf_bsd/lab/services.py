@@ -1,4 +1,4 @@
-"""The servers on a lab's hosts, each a process: `python -m natf_bsd.lab.services http|udp-echo|dns|wait ...`.
+"""The servers on a lab's hosts, each a process: `python -m natf_bsd.lab.services http|udp-echo|dns|dns-relay|wait ...`.
 
 Every server writes the line READY when it listens, then one line a request.
 """
@@ -14,6 +14,7 @@ import shutil
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,12 @@ def dns_command(zone: Zone, addresses: Sequence[str], dnsmasq: str | None, port:
         return dnsmasq_command(dnsmasq, zone, addresses, port), "started"
     listen = [option for address in addresses for option in ("--listen", address)]
     return [*MODULE, "dns", *listen, "--port", str(port), *zone_arguments(zone)], READY
+
+
+def relay_command(addresses: Sequence[str], server: str) -> Server:
+    """What hands queries that are put to some of its host's addresses on to `server`, and the answers back."""
+    listen = [option for address in addresses for option in ("--listen", address)]
+    return [*MODULE, "dns-relay", *listen, "--port", str(DNS_PORT), "--to", server], READY
 
 
 def find_dnsmasq() -> str | None:
@@ -180,17 +187,69 @@ def serve_udp_echo(name: str, port: int) -> None:
 
 
 def serve_dns(zone: Zone, addresses: Sequence[str], port: int) -> None:
-    """The stand-in for dnsmasq: same zone, same answers, UDP only."""
+    """The stand-in for dnsmasq: same zone, same answers, by UDP and by TCP."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in addresses]
-        for server, address in zip(servers, addresses, strict=True):
-            server.bind((address, port))
+        servers = _bound(stack, addresses, port)
+        streams = [stack.enter_context(socket.create_server((address, port))) for address in addresses]
         _say(READY)
         while True:
-            for server in select.select(servers, [], [])[0]:
-                data, client = server.recvfrom(65535)
+            for ready in select.select([*servers, *streams], [], [])[0]:
+                if ready in streams:
+                    # A thread: who connects and says nothing keeps nobody from being answered.
+                    threading.Thread(target=_serve_stream, args=(ready.accept()[0], zone), daemon=True).start()
+                    continue
+                data, client = ready.recvfrom(65535)
                 if (answer := dns_answer(data, zone)) is not None:
-                    server.sendto(answer, client)
+                    ready.sendto(answer, client)
+
+
+def _bound(stack: contextlib.ExitStack, addresses: Sequence[str], port: int) -> list[socket.socket]:
+    servers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in addresses]
+    for server, address in zip(servers, addresses, strict=True):
+        server.bind((address, port))
+    return servers
+
+
+def _serve_stream(connection: socket.socket, zone: Zone) -> None:
+    """One query behind its length, and its answer likewise (RFC 1035, 4.2.2)."""
+    with connection, contextlib.suppress(OSError, struct.error):
+        connection.settimeout(5)
+        with connection.makefile("rb") as stream:
+            (length,) = struct.unpack("!H", stream.read(2))
+            answer = dns_answer(stream.read(length), zone)
+        if answer is not None:
+            connection.sendall(struct.pack("!H", len(answer)) + answer)
+
+
+_RELAYED = 64
+"""Queries that wait for an answer; the oldest is forgotten for another one."""
+
+
+def relay_dns(addresses: Sequence[str], server: str, port: int) -> None:
+    """Each query is put to `server` from a port of its own, as resolvers do."""
+    with contextlib.ExitStack() as stack:
+        servers = _bound(stack, addresses, port)
+        waiting: dict[socket.socket, tuple[socket.socket, tuple[str, int]]] = {}
+        _say(READY)
+        while True:
+            while len(waiting) > _RELAYED:
+                oldest = next(iter(waiting))
+                del waiting[oldest]
+                oldest.close()
+            for ready in select.select([*servers, *waiting], [], [])[0]:
+                with contextlib.suppress(
+                    OSError
+                ):  # the server refuses, or there is no way to it: then it is asked again
+                    if ready in waiting:
+                        own, client = waiting.pop(ready)
+                        with ready:
+                            own.sendto(ready.recv(65535), client)
+                        continue
+                    data, client = ready.recvfrom(65535)
+                    query = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    waiting[query] = ready, client
+                    query.connect((server, port))
+                    query.send(data)
 
 
 def dns_answer(query: bytes, zone: Zone) -> bytes | None:
@@ -301,6 +360,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     server.add_argument("--domain", action="append", default=[])
     server.add_argument("--host", action="append", default=[])
     server.add_argument("--ttl", type=int, required=True)
+    relay = kinds.add_parser("dns-relay")
+    relay.add_argument("--listen", action="append", required=True)
+    relay.add_argument("--port", type=int, required=True)
+    relay.add_argument("--to", required=True)
     wait = kinds.add_parser("wait")
     wait.add_argument("--timeout", type=float, default=5.0)
     wait.add_argument("target", nargs="+")
@@ -316,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             serve_udp_echo(options.name, options.port)
         case "dns":
             serve_dns(parse_zone(options), options.listen, options.port)
+        case "dns-relay":
+            relay_dns(options.listen, options.to, options.port)
         case "wait":
             try:
                 wait_for(options.target, options.timeout)

@@ -107,6 +107,13 @@ class Topology:
         """Who is on `segment`, with which interface."""
         return [(host, port) for host in self.hosts for port in host.interfaces if port.segment == segment]
 
+    def is_home(self, host: str) -> bool:
+        """Whether it is a home's router, or behind one: not on the network of the DNS server."""
+        found = self.host(host)
+        return found.nat is not None or not any(
+            ipaddress.IPv4Address(self.nameserver) in port.network for port in found.interfaces
+        )
+
     def host(self, name: str) -> Host:
         """NatfError names those there are."""
         for host in self.hosts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.lab_platform import HERE, own_lab, remove_remains, resolve
 pytestmark = pytest.mark.lab
 
 CURL = ("curl", "-sS", "--max-time", "20")
+LATE = 1.0 if sys.platform == "linux" else 3.0  # s; look-up and start of a program, on FreeBSD perhaps emulated
 NAMES = {
     "alice": "alice.home.example.net",
     "bob": "bob.home.example.net",
@@ -77,7 +79,7 @@ def unreachable(figure3: Figure3Lab) -> Figure3Lab:
 
 @pytest.fixture
 def natf(unreachable: Figure3Lab) -> Iterator[Figure3Lab]:
-    """The lab with all four daemons; stopped, and whatever a test killed cleaned up, afterwards."""
+    """The lab with all four daemons; stopped, and whatever a test ended cleaned up, afterwards."""
     lab = unreachable
     lab.start()
     yield lab
@@ -125,7 +127,7 @@ except OSError as error:
 
 
 def test_inside_hosts_find_names_of_virtual_addresses_and_get_no_true_one_by_tcp(natf: Figure3Lab) -> None:
-    done = natf.exec("alice", [sys.executable, "-c", OTHER_LOOKUPS, NAMES["carol"], natf.resolvers[0]])
+    done = natf.exec("alice", [sys.executable, "-c", OTHER_LOOKUPS, NAMES["carol"], natf.topology.nameserver])
     assert done.stdout.split() == [NAMES["carol"], "ConnectionResetError"], done.stderr
 
 
@@ -177,7 +179,7 @@ def test_the_routers_own_programs_reach_the_other_home_too(natf: Figure3Lab) -> 
 def test_who_is_denied_or_unknown_is_refused_at_once(natf: Figure3Lab, name: str) -> None:
     done = curl(natf, "alice", f"http://{name}.home2.example.net/", "-w", "%{time_total}")
     assert done.returncode == CURL_CONNECT, done.stderr
-    assert float(done.stdout) < 1.0, "one round trip, not a retransmission of the SYN"
+    assert float(done.stdout) < LATE, "one round trip, not a retransmission of the SYN"
     told = natf.exec("alice", ["python3", "-c", UDP, f"{name}.home2.example.net", "5000", "0"])
     assert told.stdout.split() == ["ConnectionRefusedError"], told.stderr
 
@@ -254,7 +256,7 @@ def test_an_inside_host_learns_of_a_smaller_outer_mtu(small_outer_mtu: None, nat
 
 def test_a_download_of_twenty_megabytes_is_the_same_bytes(natf: Figure3Lab) -> None:
     copy = natf.run_dir / "copy"
-    done = curl(natf, "alice", f"http://{NAMES['carol']}/big", "-o", str(copy))
+    done = curl(natf, "alice", f"http://{NAMES['carol']}/big", "--max-time", "55", "-o", str(copy))
     assert done.returncode == 0, done.stderr
     assert digest(copy) == services.big_digest("carol")
 
@@ -280,6 +282,7 @@ def test_an_open_connection_of_an_inside_host_outlives_a_kill_and_new_ones_work(
     assert "dave's page" in curl(natf, "bob", f"http://{NAMES['dave']}/").stdout
 
 
+@pytest.mark.linux("what is diverted to a port that nobody reads is lost without a word, and TCP heeds no unreachable")
 def test_without_its_daemon_the_router_refuses_virtual_addresses_at_once(natf: Figure3Lab) -> None:
     virtual = resolve(natf, NAMES["carol"], "alice")
     assert curl(natf, "alice", f"http://{virtual}/").returncode == 0
@@ -289,6 +292,23 @@ def test_without_its_daemon_the_router_refuses_virtual_addresses_at_once(natf: F
         leaked = [p.data for p in capture.packets() if packet.destination(p.data)[0] == 240]
     assert done.returncode == CURL_CONNECT
     assert float(done.stdout) < 1.0, "an error, not a time-out"
+    assert leaked == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_without_its_daemon_nothing_for_virtual_addresses_leaves_the_router(
+    natf: Figure3Lab, number: signal.Signals
+) -> None:
+    """SIGUSR1: for a restart."""
+    virtual = resolve(natf, NAMES["carol"], "alice")
+    process = natf.daemons["router", "en"]
+    process.send_signal(number)
+    process.wait()
+    with natf.capture("router", "wan") as capture:
+        for host in "alice", "router":
+            done = curl(natf, host, f"http://{virtual}/", "--connect-timeout", "2")
+            assert done.returncode in (CURL_CONNECT, CURL_TIMEOUT), done.stdout
+        leaked = [p.data for p in capture.packets() if packet.destination(p.data)[0] == 240]
     assert leaked == []
 
 

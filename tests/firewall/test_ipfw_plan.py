@@ -45,6 +45,7 @@ table natf_peers add 198.51.100.1
 table natf_peers add 203.0.113.9
 add 29 set 5 reass udp from any to me in recv em0 // natf
 add 30 set 5 deny ip from 240.0.0.0/8 to any in // natf
+add 30 set 5 deny ip from any to 240.0.0.0/8 in recv em0 // natf
 add 31 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 32 set 5 divert 8715 udp from any 53 to any out via lo0 // natf
 add 32 set 5 divert 8715 udp from any to any 53 out via lo0 // natf
@@ -72,6 +73,7 @@ table natf_peers flush
 add 39 set 5 reass udp from any to me in recv em0 // natf
 add 43 set 5 divert 8714 icmp from any to me in recv em0 icmptypes 0 // natf
 add 44 set 5 deny ip from 240.0.0.0/8 to any in // natf
+add 44 set 5 deny ip from any to 240.0.0.0/8 in recv em0 // natf
 add 45 set 5 divert 8710 udp from any 53 to me in recv em0 // natf
 add 46 set 5 divert 8712 icmp from any to me in recv em0 icmptypes 3,4,11,12 // natf
 add 47 set 5 divert 8715 udp from any 53 to any out via lo0 // natf

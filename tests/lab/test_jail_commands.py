@@ -140,6 +140,7 @@ def test_connect_with_forwarding_jails_ipfw_nat_and_a_name_server_far_away() -> 
             f"{BEGIN_HOST}{GATEWAY_LINKS}"
             "route -q add -host 192.0.2.5 198.51.100.53\n"
             "sysctl net.inet.ip.forwarding=1\n"
+            "ipfw -q add 10 reass ip from any to any in\n"
             "sysctl net.inet.ip.fw.one_pass=0\n"
             "ipfw -q nat 123 config if wan same_ports deny_in\n"
             "ipfw -q add 50 nat 123 ip4 from any to any via wan\n",
@@ -188,6 +189,12 @@ def test_a_name_server_that_seems_to_be_in_the_home_is_reached_through_the_route
     asked = ("192.168.0.254",)
     assert commands.name_servers(FIGURE1, asked) == {"dns": ["203.0.113.53", "192.168.0.254"]}
     assert "route -q add -host 192.168.0.254 192.168.0.1\n" in scripts(FIGURE1, replace(FAR, asked=asked))["alice"]
+
+
+def test_a_name_server_with_the_address_of_an_inside_host_leaves_the_way_to_that_host() -> None:
+    made = scripts(FIGURE1, replace(FAR, asked=("192.168.0.2",)))
+    assert "route -q add -host 192.168.0.2 203.0.113.53\n" in made["en"]
+    assert "route -q add -host 192.168.0.2" not in made["router"] + made["bob"]
 
 
 def test_a_resolver_on_this_host_is_one_on_each_host() -> None:

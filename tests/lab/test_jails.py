@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from natf_bsd.errors import CommandFailed, NatfError
-from natf_bsd.lab import jails
+from natf_bsd.lab import jails, services
+from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.jail_commands import Means, NatKind
 from natf_bsd.lab.jails import JailPlatform
 from natf_bsd.lab.platform import HostProcess, lab_platform
-from natf_bsd.lab.topology import FIGURE1
+from natf_bsd.lab.topology import FIGURE1, FIGURE3
 from natf_bsd.ops import resolvers
 from natf_bsd.ops.process import Completed
 
@@ -160,6 +161,20 @@ def test_dns_is_served_under_the_machines_own_name_server(platform: JailPlatform
     assert platform.name_servers(FIGURE1) == {"dns": ["203.0.113.53", "10.0.2.3"]}
     (tmp_path / "resolv.conf").unlink()
     assert platform.name_servers(FIGURE1)["en"] == ["127.0.0.1"]
+
+
+def test_in_a_home_names_are_relayed(platform: JailPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of its own on each host would tell alice true addresses, and no router would see the answer."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    lab = Figure3Lab("t1")
+    started: dict[str, list[str]] = {}
+    monkeypatch.setattr(lab, "platform", platform)
+    monkeypatch.setattr(lab, "spawn", lambda host, argv, name: started.update({host: argv}))
+    list(lab._start_name_servers(FIGURE3.zone))
+    assert started.pop("dns") != services.relay_command(["127.0.0.1"], FIGURE3.nameserver)[0]
+    assert len(started) == 7
+    for argv in started.values():
+        assert argv == services.relay_command(["127.0.0.1"], FIGURE3.nameserver)[0]
 
 
 @pytest.mark.parametrize(

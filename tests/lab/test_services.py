@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.query
@@ -151,6 +153,34 @@ def test_a_dns_server_answers_under_each_of_its_addresses(dnsmasq: str | None, r
 def ask(port: int, name: str, kind: str, server: str = "127.0.0.1") -> Answer:
     answer = dns.query.udp(dns.message.make_query(name, kind, use_edns=0), server, port=port, timeout=5)
     return answer.rcode(), [str(record) for record in answer.answer]
+
+
+@pytest.mark.parametrize("dnsmasq", [None, DNSMASQ], ids=["own", "dnsmasq"])
+def test_dns_servers_answer_by_tcp_too(dnsmasq: str | None, request: pytest.FixtureRequest) -> None:
+    if dnsmasq is None and "dnsmasq" in request.node.name:
+        pytest.skip("dnsmasq is not installed (Debian: dnsmasq-base)")
+    port = free_port()
+    query = dns.message.make_query("home.example.net", "A")
+    with running(ServiceKind.DNS, port, dnsmasq), contextlib.ExitStack() as stack:
+        if dnsmasq is None:  # which in the foreground has one customer at a time
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        answer = dns.query.tcp(query, "127.0.0.1", port=port, timeout=5)
+    assert [str(record) for record in answer.answer] == ["home.example.net. 60 IN A 203.0.113.1"]
+
+
+@pytest.mark.linux("elsewhere loopback has one address")
+def test_a_relay_hands_on_queries_and_answers() -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    relay = [*services.MODULE, "dns-relay", "--listen", "127.0.0.2", "--port", str(port), "--to", "127.0.0.1"]
+    with subprocess.Popen(relay, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(dns.exception.Timeout):
+            dns.query.udp(dns.message.make_query("home.example.net", "A"), "127.0.0.2", port=port, timeout=0.2)
+        with running(ServiceKind.DNS, port):
+            for _ in range(services._RELAYED + 2):
+                assert ask(port, "home.example.net", "A", "127.0.0.2") == ANSWERS["home.example.net", "A"]
+        process.terminate()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 11, b"\xff" * 12, b"\0" * 12, b"\0\1\1\0\0\1" + b"\0" * 6])

@@ -108,3 +108,8 @@ def test_zone(name: str, address: str | None, exists: bool) -> None:
 def test_a_hosts_address_is_that_of_its_first_interface() -> None:
     assert FIGURE1.host("router").address == "203.0.113.1"
     assert isinstance(FIGURE1.host("alice"), Host)
+
+
+def test_who_belongs_to_a_home() -> None:
+    assert [host.name for host in FIGURE1.hosts if FIGURE1.is_home(host.name)] == ["router", "alice", "bob", "eve"]
+    assert [host.name for host in FIGURE3.hosts if not FIGURE3.is_home(host.name)] == ["dns"]

@@ -19,7 +19,7 @@ from natf_bsd.lab.ipfw_model.fragments import split
 from natf_bsd.natd_bridge.clock import BUSY_INTERVAL, FIRST_LIMIT
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.tables.nrt import MAXIMUM_ROUTERS
-from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, parse_address
+from natf_bsd.types import Address, Direction, Endpoint, Flow, Name, Protocol, format_address, parse_address
 from natf_bsd.wire import build, message, packet
 from tests.platforms.world import Box, World
 
@@ -340,6 +340,22 @@ def test_a_look_up_at_a_local_resolver_is_seen_going_out(world: Figure1) -> None
     assert dns.message.from_wire(seen[28:]).answer[0][0].address.startswith("240.")
 
 
+@pytest.mark.parametrize("local", ["127.0.0.1", "203.0.113.10"])
+def test_a_local_resolver_may_hand_on_a_virtual_address(world: Figure1, local: str) -> None:
+    """It has asked a server elsewhere. Under an address of this host other than 127.0.0.1 it is local as well."""
+    own = parse_address(local)
+    assert world.en.en is not None
+    world.en.en.core.lookups.resolvers |= {own}
+    query = dns.message.make_query("alice.home.example.net", "A")
+    world.send(world.en, build.udp(Endpoint(own, 40054), Endpoint(own, 53), query.to_wire()))
+    (asked,) = world.en.received()
+    virtual = resolve(world, world.en, Endpoint(G1, 40053))
+    (answer,) = name_server({"home.example.net": virtual})(asked)
+    world.send(world.en, answer)
+    (seen,) = world.en.received()
+    assert [record[0].address for record in dns.message.from_wire(seen[28:]).answer] == [format_address(virtual)]
+
+
 def test_a_nat_that_does_not_answer_is_told_at_the_start() -> None:
     world = Figure1()
     before = world.gateway.listing()
@@ -460,14 +476,14 @@ class Figure3(World):
 
     CORE = "203.0.113.254"
 
-    def __init__(self) -> None:
+    def __init__(self, **nat: bool) -> None:
         super().__init__()
-        self.routers = [self._home(number) for number in (1, 2)]
+        self.routers = [self._home(number, nat) for number in (1, 2)]
         server = self.box("dns", {"ext": ("public", "203.0.113.53")})
         addresses = {f"home{number}.example.net": parse_address(f"203.0.113.{number}") for number in (1, 2)}
         self.serve(server, name_server(addresses))
 
-    def _home(self, number: int) -> Box:
+    def _home(self, number: int, nat: dict[str, bool]) -> Box:
         router = self.box(
             f"router{number}",
             {"wan": ("public", f"203.0.113.{number}"), "lan": (f"home{number}", "192.168.0.1")},
@@ -476,7 +492,7 @@ class Figure3(World):
         )
         inside = self.box(f"host{number}", {"eth0": (f"home{number}", "192.168.0.2")}, gateway=("192.168.0.1", "eth0"))
         self.serve(inside, echo(f"host{number}", ALICE))
-        self.start_natd(router, "wan")
+        self.start_natd(router, "wan", **nat)
         return router
 
     def start(self) -> Figure3:
@@ -512,6 +528,10 @@ class Caller:
         (record,) = dns.message.from_wire(self.got.pop()[28:]).answer
         return parse_address(record[0].address)
 
+    def queue(self, data: bytes | bytearray) -> None:
+        """Send, and let nothing follow from it yet."""
+        self._box.host.send(bytes(data))
+
     def send(self, data: bytes | bytearray) -> list[bytes]:
         self._world.send(self._box, data)
         got, self.got = self.got, []
@@ -537,6 +557,52 @@ def test_private_to_private_with_equal_networks() -> None:
         router.undo("en")
         assert runner.undo(router.plans["router"].undo, router.programs.run) == []
     assert [router.listing() for router in world.routers] == before
+
+
+@pytest.mark.parametrize("in_kernel", [False, True], ids=["natd", "ipfw nat"])
+def test_homes_call_each_other_at_the_same_time_from_the_same_ports(in_kernel: bool) -> None:
+    """All first packets of both homes leave before any answer is there: each router asks and is asked at once."""
+    world = Figure3(in_kernel=in_kernel)
+    before = [router.listing() for router in world.routers]
+    world.start()
+    callers = [Caller(world, world.boxes[f"host{number}"], Endpoint(ALICE, 40000)) for number in (1, 2)]
+    virtual = [
+        caller.resolve(f"host{3 - number}.home{3 - number}.example.net") for number, caller in enumerate(callers, 1)
+    ]
+    for caller, address in zip(callers, virtual, strict=True):
+        caller.queue(build.udp(caller.source, Endpoint(address, 5000), b"hello"))
+        caller.queue(syn(caller.source, Endpoint(address, 80)))
+    world.settle()
+    for number, (caller, address) in enumerate(zip(callers, virtual, strict=True), 1):
+        answers = {flow: data for data in caller.got if (flow := packet.flow_of(data)) is not None}
+        told = answers.pop(Flow(Protocol.UDP, Endpoint(address, 5000), caller.source))
+        assert told[28:] == f"host{3 - number}: hello".encode()
+        connected = answers.pop(Flow(Protocol.TCP, Endpoint(address, 80), caller.source))
+        assert packet.tcp_flags(connected) == packet.TCP_SYN | packet.TCP_ACK
+        assert answers == {}
+    assert sorted(kinds(world, "public")) == ["reply"] * 4 + ["request"] * 4 + ["tcp"] * 4 + ["udp"] * 4
+    ends = {
+        end(data) for _, where, data in world.wire if where == "public" for end in (packet.source, packet.destination)
+    }
+    assert ends == {parse_address(f"203.0.113.{last}") for last in (1, 2, 53)}
+    for router in world.routers:
+        router.undo("en")
+        assert runner.undo(router.plans["router"].undo, router.programs.run) == []
+    assert [router.listing() for router in world.routers] == before
+
+
+@pytest.mark.parametrize("deny_incoming", [False, True])
+def test_nobody_outside_can_use_a_homes_virtual_addresses(deny_incoming: bool) -> None:
+    """A NAT that denies nothing would make the router's own packets of them."""
+    world = Figure3(deny_incoming=deny_incoming).start()
+    virtual = Caller(world, world.boxes["host1"], Endpoint(ALICE, 40000)).resolve("host2.home2.example.net")
+    world.wire.clear()
+    router = world.routers[0]
+    router.host.receive("wan", syn(Endpoint(SERVER, 40000), Endpoint(virtual, 80)))
+    world.settle()
+    assert world.wire == []
+    assert router.en is not None
+    assert router.en.core.counters["negotiation.started"] == 0
 
 
 def test_an_inside_host_is_refused_at_once_too() -> None:

@@ -163,14 +163,14 @@ class World:
         """What programs on `box` answer: packets for a packet that was delivered to them."""
         self._servers[box.name] = server
 
-    def start_natd(self, box: Box, outer: str, *, in_kernel: bool = False) -> Natd | None:
+    def start_natd(self, box: Box, outer: str, *, in_kernel: bool = False, deny_incoming: bool = True) -> Natd | None:
         """The NAT as rc.firewall's type `open` sets it up; natd's process, if it is one."""
         if in_kernel:
             box.programs.run(("sysctl", "net.inet.ip.fw.one_pass=0"), None)
             box.ipfw(f"nat 123 config if {outer} same_ports deny_in")
             box.ipfw(f"add {NAT_RULE} nat 123 ip4 from any to any via {outer}")
             return None
-        natd = box.host.start_natd(outer, deny_incoming=True)
+        natd = box.host.start_natd(outer, deny_incoming=deny_incoming)
         box.ipfw(f"add {NAT_RULE} divert natd ip4 from any to any via {outer}")
         return natd
 
