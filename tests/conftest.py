@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.lab import Lab
 from tests.lab_platform import own_lab, remove_remains
 
@@ -67,4 +68,12 @@ def figure1() -> Iterator[Figure1Lab]:
     """The paper's figure 1, up, daemons not started: one for all tests of a file."""
     remove_remains()
     with own_lab(Figure1Lab) as lab, lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def figure3() -> Iterator[Figure3Lab]:
+    """As `figure1`, the paper's figure 3."""
+    remove_remains()
+    with own_lab(Figure3Lab) as lab, lab:
         yield lab

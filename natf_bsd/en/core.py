@@ -332,13 +332,14 @@ class EnCore:
         if entry is None:
             return self._inbound_unknown(packet)
         effects: list[Effect] = [Send(packet)]
-        from_router = wire.source(data) == entry.mapped.address
+        # A packet that expired on the router never got to V1, and says nothing of the mapping: traceroute sees G2.
+        for_inside = wire.source(data) == entry.mapped.address and not wire.is_expired_in_transit(data)
         wire.QuotedRewrite(
-            outer_source=(entry.mapped.address, entry.flow.destination.address) if from_router else None,
+            outer_source=(entry.mapped.address, entry.flow.destination.address) if for_inside else None,
             quoted_destination=(entry.mapped, entry.flow.destination),
         ).apply(data)
         self.counters.add("in.sent.error")
-        if from_router and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
+        if for_inside and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
             effects += self._renew(entry, entry.flow.key, now)
         return effects
 

@@ -40,7 +40,7 @@ _SECTIONS = {
     "policy": "ip rule",
     "route": "route of the TUN device",
     "settings": "kernel settings",
-    "device": "TUN device (not up)",
+    "device": "TUN device",
     "pf": "pf, which is now active on the outer interface (set skip on it, or packets go round for ever)",
 }
 _OTHERS = "others"

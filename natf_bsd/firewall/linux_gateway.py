@@ -21,6 +21,9 @@ ROUTE_PROTOCOL: Final = 78
 IP_NOTHING_THERE: Final = (2,)
 """Exit statuses of ip(8) when the kernel has no such rule or route (it "said no"); 1 is a fault in the command."""
 
+# The IPv4 dummy address (RFC 7600, in IANA's special-purpose registry): no host has it.
+_DUMMY: Final = "192.0.0.8"
+
 # Below the ports Linux gives the programs of the host itself (32768 to 60999): an inside host's flow to V1:d must not
 # be taken for one of theirs, which conntrack never sees as G1:s -> V1:d.
 _PORTS: Final = "1024-32767"
@@ -83,6 +86,9 @@ def route(gateway: Gateway, prefix: str) -> list[Command]:
     way = (prefix, "dev", gateway.tun, "src", format_address(gateway.address), "proto", str(ROUTE_PROTOCOL))
     return [
         Command(("ip", "link", "set", gateway.tun, "up", "mtu", str(gateway.mtu))),
+        # On a device without an address even the loose reverse path filter takes only sources that are routed to it
+        # (fib_validate_source, seen on 6.18), and errors of hops on the way would never reach an inside host.
+        Command(("ip", "-4", "address", "replace", f"{_DUMMY}/32", "dev", gateway.tun, "scope", "host")),
         Command(("ip", "-4", "route", "replace", *way)),
     ]
 
@@ -96,7 +102,7 @@ def no_route() -> list[Command]:
 def sysctls(gateway: Gateway) -> list[Sysctl]:
     """Kernel settings of the TUN device, to be applied through a `SysctlJournal`."""
     return [
-        # Loose: ICMP errors come from routers on the way, which are reached by the outer interface.
+        # Loose: ICMP errors come from routers on the way, which are reached by the outer interface (see `route`).
         Sysctl(f"net/ipv4/conf/{gateway.tun}/rp_filter", "2"),
         Sysctl(f"net/ipv6/conf/{gateway.tun}/disable_ipv6", "1", optional=True),
     ]
@@ -112,7 +118,7 @@ def look(gateway: Gateway) -> Iterator[str]:
     names = " ".join(setting.name for setting in sysctls(gateway))
     yield f"echo '# route'; ip -4 route show table main proto {ROUTE_PROTOCOL} 2>/dev/null"
     yield f"echo '# settings'; cd /proc/sys && cat {names} 2>/dev/null"
-    yield f"echo '# device'; ip -o link show dev {shlex.quote(gateway.tun)} up 2>/dev/null | cut -d: -f2"
+    yield f"echo '# device'; ip -o -4 address show dev {shlex.quote(gateway.tun)} up 2>/dev/null | cut -d: -f2-"
 
 
 def _route_judge(gateway: Gateway, prefix: str) -> Judge:

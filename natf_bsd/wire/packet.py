@@ -21,6 +21,8 @@ TCP_ACK = 16
 # Errors about a packet quote it (RFC 792). A redirect (5) is not among them: it names a gateway, and no rewriting makes
 # that right.
 _QUOTING_TYPES = frozenset({3, 4, 11, 12})
+_TIME_EXCEEDED = 11
+_IN_TRANSIT = 0
 _ICMP_HEADER = 8
 # A quote's longest IP header and the TCP header up to behind its checksum: nothing beyond is ever rewritten.
 _QUOTE_REWRITTEN = 60 + 20
@@ -208,6 +210,14 @@ def quoted_flow(data: bytes | bytearray) -> Flow | None:
     if len(data) < at + _ICMP_HEADER or data[at] not in _QUOTING_TYPES:
         return None
     return flow_of(data[at + _ICMP_HEADER : at + _ICMP_HEADER + _QUOTE_REWRITTEN])
+
+
+def is_expired_in_transit(data: bytes | bytearray) -> bool:
+    """Whether an ICMP error that `quoted_flow` has a flow for is time exceeded in transit (RFC 792: type 11, code 0),
+    which only a router says, never the packet's destination.
+    """
+    at = header_length(data)
+    return data[at] == _TIME_EXCEEDED and data[at + 1] == _IN_TRANSIT
 
 
 class QuotedRewrite:

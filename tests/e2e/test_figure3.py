@@ -20,7 +20,7 @@ from natf_bsd.lab.story import CURL_CONNECT, CURL_TIMEOUT, digest
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import packet
 from tests.e2e.steps import Talk, differences, kill, kind
-from tests.lab_platform import HERE, own_lab, remove_remains, resolve
+from tests.lab_platform import HERE, resolve
 
 pytestmark = pytest.mark.lab
 
@@ -58,13 +58,6 @@ while chunk := s.recv(4096):
     data += chunk
 print(data.split(b"\\r\\n\\r\\n")[1].decode())
 """
-
-
-@pytest.fixture(scope="module")
-def figure3() -> Iterator[Figure3Lab]:
-    remove_remains()
-    with own_lab(Figure3Lab) as lab, lab:
-        yield lab
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import dpkt
 import pytest
 
 from natf_bsd.config import EnConfig
+from natf_bsd.en.core import DOUBT_AFTER
 from natf_bsd.en.held import PER_FLOW
 from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
 from natf_bsd.wire import build, icmp, message, packet
@@ -261,6 +262,23 @@ def test_an_error_from_outside_quotes_the_virtual_address(bench, from_router: bo
     assert (quoted.src, quoted.data.sport, quoted.dst, quoted.data.dport) == (bench.G1, 40000, virtual, 5000)
     assert icmp.ones_sum(bench.sent[0][20:]) == 0xFFFF
     assert bench.count("in.sent.error") == 1
+
+
+def test_a_packet_that_expired_on_the_router_was_with_the_router_not_with_the_inside_host(bench) -> None:
+    """Two hops to traceroute, and no doubt about the mapping, however late it comes."""
+    virtual = bench.learn()
+    bench.out(bench.udp(virtual))
+    bench.map()
+    bench.asked.clear()
+    on_the_wire = bench.sent.pop()
+    bench.wait(DOUBT_AFTER)
+    bench.come(build.time_exceeded_for(on_the_wire, source=bench.G2))
+    seen = dpkt.ip.IP(bench.sent[0])
+    assert (seen.src, seen.dst, seen.data.type) == (bench.G2, bench.G1, dpkt.icmp.ICMP_TIMEXCEED)
+    quoted = seen.data.data.data
+    assert (quoted.src, quoted.data.sport, quoted.dst, quoted.data.dport) == (bench.G1, 40000, virtual, 5000)
+    assert icmp.ones_sum(bench.sent[0][20:]) == 0xFFFF
+    assert bench.asked == []
 
 
 def test_an_error_about_no_flow_is_dropped(bench) -> None:

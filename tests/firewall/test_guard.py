@@ -57,7 +57,7 @@ def test_what_is_as_it_was_needs_nothing() -> None:
         ("-A NATF-RT-FORWARD -i natf0 -o natf0 -j ACCEPT\n", "firewall rules of natf"),
         ("78:\tfrom all iif natf0 lookup 78 proto 78\n", "ip rule"),
         ("default dev natf0 proto 78 scope link \n", "route of the TUN device"),
-        (" natf0\n", "TUN device (not up)"),
+        (" natf0\n", "TUN device"),
     ],
 )
 def test_what_has_gone_is_named(gone: str, said: str) -> None:
@@ -176,8 +176,7 @@ def test_what_was_flushed_is_set_up_again_and_told_once(site: Site, caplog: pyte
     site.looks(120.0)
     assert site.guard.counters == {"looked": 3, "healed": 1, "failed": 0}
     assert warnings(caplog) == [
-        "changed by somebody: firewall rules of natf, ip rule, route of the TUN device, TUN device (not up); "
-        "set up again"
+        "changed by somebody: firewall rules of natf, ip rule, route of the TUN device, TUN device; set up again"
     ]
 
 
@@ -394,7 +393,7 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# route'; ip -4 route show table main proto 78 2>/dev/null",
         "echo '# settings'; cd /proc/sys && cat net/ipv4/conf/natf1/rp_filter net/ipv6/conf/natf1/disable_ipv6"
         " 2>/dev/null",
-        "echo '# device'; ip -o link show dev natf1 up 2>/dev/null | cut -d: -f2",
+        "echo '# device'; ip -o -4 address show dev natf1 up 2>/dev/null | cut -d: -f2-",
         "echo '# address'; ip -o -4 address show dev wan scope global 2>/dev/null || true",
     ]
     router = linux.RouterFirewall("wan", G2, control_queue=1, mark=1, mask=1, tun="natf0", table=99)

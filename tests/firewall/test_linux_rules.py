@@ -152,6 +152,7 @@ def test_the_commands_of_an_external_node_that_serves_inside_hosts_too() -> None
         "iptables -w 10 -t mangle -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
         "iptables -w 10 -t raw -I OUTPUT 1 -m comment --comment natf -j NATF-EN-OUTPUT",
         "ip link set natf1 up mtu 1492",
+        "ip -4 address replace 192.0.0.8/32 dev natf1 scope host",
         "ip -4 route replace 240.0.0.0/8 dev natf1 src 203.0.113.1 proto 78",
     ]
     assert linux.en_sysctls(GATEWAY_EN) == [

@@ -331,7 +331,7 @@ def test_the_guard_sees_what_others_do_to_a_router_and_a_second_set_up_mends_it(
     listing = linux.router_look(ROUTER)
     expected = look(host, listing)
     assert [len(lines) for lines in expected.values()] == [18, 1, 1, 4, 1, 1]
-    rules, policy, route, device = "firewall rules of natf", "ip rule", "route of the TUN device", "TUN device (not up)"
+    rules, policy, route, device = "firewall rules of natf", "ip rule", "route of the TUN device", "TUN device"
     for spoil, changed in (
         ("iptables -t filter -F FORWARD", [rules]),
         ("iptables -t raw -F", [rules]),
@@ -379,12 +379,13 @@ def test_the_guard_sees_what_others_do_to_one_that_serves_inside_hosts() -> None
     host.apply(linux.en_rules(GATEWAY_EN))
     listing = linux.en_look("wan", GATEWAY)
     expected = look(host, listing)
-    rules, route, device = "firewall rules of natf", "route of the TUN device", "TUN device (not up)"
+    rules, route, device = "firewall rules of natf", "route of the TUN device", "TUN device"
     for spoil, changed in (
         ("iptables -t nat -F", [rules]),
         ("iptables -t mangle -F FORWARD", [rules]),
         ("ip route del 240.0.0.0/8", [route]),
         ("ip link set natf1 down", [route, device]),
+        ("ip address flush dev natf1", [route, device]),
     ):
         host.space.run(spoil)
         assert guard.judge(expected, look(host, listing), HOME) == guard.Finding(tuple(changed), HOME)
