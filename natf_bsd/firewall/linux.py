@@ -135,8 +135,12 @@ def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]
     return chains | {
         ("filter", "INPUT"): linux_gateway.incoming(gateway),
         ("nat", "POSTROUTING"): linux_gateway.source_nat(gateway),
-        # Queries before the NAT, answers behind it: both have the inside host's address.
-        ("mangle", "FORWARD"): [*linux_dns.answers(fw.dns_queue), *linux_dns.queries(fw.dns_queue)],
+        # Queries before the NAT, answers behind it: both have the inside host's address. What outsiders ask of a name
+        # server in the home passes: it may have virtual addresses or their names in it, which are told to no stranger.
+        ("mangle", "FORWARD"): [
+            *(f"! -o {gateway.interface} {rule}" for rule in linux_dns.answers(fw.dns_queue)),
+            *(f"! -i {gateway.interface} {rule}" for rule in linux_dns.queries(fw.dns_queue)),
+        ],
     }
 
 

@@ -74,10 +74,10 @@ COMMIT
 -A NATF-EN-OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
 -A NATF-EN-OUTPUT -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
 -j NFQUEUE --queue-num 8710 --queue-bypass
--A NATF-EN-FORWARD -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
+-A NATF-EN-FORWARD ! -o wan -p udp --sport 53 -m conntrack --ctstate ESTABLISHED,UNTRACKED \
 -j NFQUEUE --queue-num 8710 --queue-bypass
--A NATF-EN-FORWARD -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
--A NATF-EN-FORWARD -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
+-A NATF-EN-FORWARD ! -i wan -p udp --dport 53 -j NFQUEUE --queue-num 8710 --queue-bypass
+-A NATF-EN-FORWARD ! -i wan -p tcp --dport 53 -m length --length 54:65535 -m conntrack --ctstate ESTABLISHED \
 -j NFQUEUE --queue-num 8710 --queue-bypass
 COMMIT
 *nat
