@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.netns import is_true_root
 from tests.e2e.name_servers import find, missing
 
 HOME = "home.example.net"
@@ -191,8 +191,8 @@ def has_gone_well(application: Application, done: subprocess.CompletedProcess[st
 
 def missing_for(application: Application) -> str | None:
     """The reason to leave it out here."""
-    if application.server == "sshd" and os.geteuid() != 0:
-        return "needs root: sshd becomes another user"
+    if application.server == "sshd" and not is_true_root():
+        return "sshd becomes another user, so it needs to be the machine's root"
     stock = {application.server, application.client} - {"socket", "http.server"}
     return missing(*sorted(stock))
 
