@@ -179,7 +179,7 @@ class NetnsPlatform:
 
     def __init__(self, instance: str = FIRST_INSTANCE) -> None:
         self._instance = instance
-        self._direct = _is_true_root()
+        self._direct = is_true_root()
         # Not $XDG_RUNTIME_DIR: that is under the /run that the holder's hides.
         root = Path("/run/natf-lab") if self._direct else Path(f"/tmp/natf-lab-{os.getuid()}")
         self.run_dir = root / instance
@@ -369,7 +369,7 @@ def _netns_is_mounted() -> bool:
     return any(line.split()[4] == str(NETNS_DIR) for line in lines)
 
 
-def _is_true_root() -> bool:
+def is_true_root() -> bool:
     """Root of the machine, or of a container that maps every user; not only root of a user namespace."""
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 

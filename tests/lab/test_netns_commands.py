@@ -118,7 +118,7 @@ def test_namespaces_of_instances_do_not_collide() -> None:
 
 
 def test_exec_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netns, "_is_true_root", lambda: True)
+    monkeypatch.setattr(netns, "is_true_root", lambda: True)
     argv = NetnsPlatform().exec_argv("en", ["ping", "-c1", "203.0.113.1"], Path("/tmp"))
     assert argv[:8] == ["nsenter", "--net=/run/netns/natf-en", "--", "unshare", "-m", "--", "sh", "-c"]
     assert argv[9:] == [
