@@ -66,7 +66,7 @@ class Fuzzer:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         config = RouterConfig(
-            keys=(KEY,), tell_unknown=True, cookie_rate=100, maximum_pending=MAXIMUM_PENDING, source_rate=20
+            keys=(KEY,), tell_unknown=True, cookie_rate=100, maximum_pending=MAXIMUM_PENDING, source_rate=10
         )
         lifetimes = {Protocol.TCP: 86400, Protocol.UDP: 60}
         self.core = RouterCore(
