@@ -145,7 +145,8 @@ class Linux:
         return {
             "rules": rules,
             "policy routes": lines(lab, host, "ip", "rule"),
-            "routes": lines(lab, host, "ip", "route", "show", "table", "all"),
+            # Link-local ones come by themselves, up to two seconds after their interface (duplicate address detection).
+            "routes": [line for line in lines(lab, host, "ip", "route", "show", "table", "all") if "fe80::" not in line],
             "links": [line.split()[0] for line in lines(lab, host, "ip", "-br", "link")],
             "settings": [line for line in settings if not self._OF_THE_KERNEL.search(line)],
         }

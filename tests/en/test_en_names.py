@@ -57,6 +57,7 @@ def test_a_learned_name_is_saved_with_its_expiry_as_time_of_day(bench) -> None:
         (answer_bytes("alice.home.example.net.", rcode=dns.rcode.NXDOMAIN), "dns.sent.unchanged"),
         (answer_bytes("alice.home.example.net."), "dns.sent.unchanged"),
     ],
+    ids=["another's", "empty", "no such name", "no such record"],
 )
 def test_other_answers_pass_untouched(bench, answer: bytes, counter: str) -> None:
     assert bench.dns(answer) == answer

