@@ -28,7 +28,7 @@ def natf(unreachable: Figure1Lab) -> Iterator[Figure1Lab]:
     yield lab
     for role, process in (("en", lab.en), ("router", lab.router)):
         if process is None or process.poll() is not None:
-            assert lab.natf(role, "cleanup").returncode == 0
+            assert lab.natf(role, "cleanup", role).returncode == 0
         else:
             assert process.stop() == 0, process.output()
 

@@ -110,7 +110,7 @@ def names_the_first(lab: Figure1Lab, role: str, said: str) -> bool:
 @pytest.mark.parametrize("role", ["en", "router"])
 def test_cleanup_with_another_run_dir_leaves_a_living_daemon_alone(natf: Figure1Lab, role: str) -> None:
     natf.configure(role, run_dir=str(natf.run_dir / "elsewhere"))
-    done = natf.natf(role, "cleanup")
+    done = natf.natf(role, "cleanup", role)
     assert done.returncode == 1
     assert names_the_first(natf, role, done.stderr)
     assert "alice's page" in page(natf)

@@ -132,15 +132,15 @@ def test_cleanup_after_a_kill_leaves_the_host_as_it_was(unreachable: Figure1Lab)
     killed = {role: HERE.state(lab, role) for role in before}
     assert all(killed[role] != before[role] for role in before), "else there would be nothing to clean up"
     for role in before:
-        done = lab.natf(role, "cleanup")
+        done = lab.natf(role, "cleanup", role)
         assert done.returncode == 0, done.stderr
     assert [differences(before[role], HERE.state(lab, role)) for role in before] == [[], []]
-    assert lab.natf("router", "cleanup").returncode == 0, "and a second time does no harm"
+    assert lab.natf("router", "cleanup", "router").returncode == 0, "and a second time does no harm"
 
 
 def test_cleanup_leaves_a_living_daemon_alone_and_says_so(natf: Figure1Lab) -> None:
     assert natf.en is not None
-    done = natf.natf("en", "cleanup")
+    done = natf.natf("en", "cleanup", "en")
     assert done.returncode == 1
     assert f"process {natf.en.pid}" in done.stderr
     assert connect(natf).returncode == 0
