@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.lab import Lab, LabProcess
+from natf_bsd.lab.topology import Topology
 
 L = TypeVar("L", Figure1Lab, Figure3Lab)
 
@@ -38,10 +39,11 @@ _KINDS: dict[str, type[Figure1Lab] | type[Figure3Lab]] = {"test-r": Figure1Lab, 
 
 
 @contextmanager
-def own_lab(kind: type[L]) -> Iterator[L]:
-    """A lab of an instance that nobody else has, not up; inside, other test runs do not take it for remains."""
+def own_lab(kind: type[L], *topology: Topology) -> Iterator[L]:
+    """A lab of an instance that nobody else has, not up, with another `topology` than its own if one is given; inside,
+    other test runs do not take it for remains."""
     begin = next(begin for begin, known in _KINDS.items() if known is kind)
-    lab = kind(f"{begin}{secrets.token_hex(4)}")
+    lab = kind(f"{begin}{secrets.token_hex(4)}", *topology)
     lock = lab.run_dir.with_suffix(_LOCK)
     with _held(lock):
         yield lab
@@ -146,7 +148,9 @@ class Linux:
             "rules": rules,
             "policy routes": lines(lab, host, "ip", "rule"),
             # Link-local ones come by themselves, up to two seconds after their interface (duplicate address detection).
-            "routes": [line for line in lines(lab, host, "ip", "route", "show", "table", "all") if "fe80::" not in line],
+            "routes": [
+                line for line in lines(lab, host, "ip", "route", "show", "table", "all") if "fe80::" not in line
+            ],
             "links": [line.split()[0] for line in lines(lab, host, "ip", "-br", "link")],
             "settings": [line for line in settings if not self._OF_THE_KERNEL.search(line)],
         }

@@ -181,9 +181,9 @@ class EnCore:
         if displaced is packet:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
         effects = self._drop(displaced, "out.drop.replaced") if displaced else []
-        if not active:
-            effects += self._negotiations.start(flow, relation.name, relation.routers, now)
-        return effects
+        if active:
+            return effects + self._negotiations.asked_again(key, now)
+        return effects + self._negotiations.start(flow, relation.name, relation.routers, now)
 
     # Negotiation [3.2 step 3-6].
 
@@ -202,6 +202,10 @@ class EnCore:
         routers = entry.relation.routers
         if entry.mapped.address in routers:
             routers = (entry.mapped.address,)
+        if entry.suspect:
+            # The SYN that was sent again may be answered: then a new mapping would come when the connection is in use.
+            self._negotiations.renew_soon(entry.flow, entry.relation.name, routers, now)
+            return []
         return self._negotiations.start(entry.flow, entry.relation.name, routers, now, renewal=True)
 
     def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
@@ -312,6 +316,8 @@ class EnCore:
         entry = self.vat.by_in(key)
         if entry is None:
             return self._inbound_unknown(packet)
+        if entry.suspect:
+            self._negotiations.called_off(entry.flow.key)
         entry.note_in(wire.tcp_flags(data), now)
         entry.in_rewrite.apply(data)
         self.counters.add("in.sent.translated")

@@ -63,6 +63,7 @@ COUNTERS: dict[str, str] = {
     "request.retransmitted": "mapping requests sent again for want of an answer",
     "negotiation.started": "negotiations of new flows",
     "negotiation.renewals": "negotiations of flows that have a mapping",
+    "negotiation.called_off": "renewals not needed any more: the SYN that was sent again has been answered",
     "negotiation.put_off": "renewals that found negotiations full, once a packet; a later packet asks again",
     "negotiation.silent": "negotiations without any answer",
     "mapping.changed": "renewals that brought another mapped address or port",

@@ -84,6 +84,29 @@ class Negotiations:
         self._counters.add("negotiation.renewals" if renewal else "negotiation.started")
         return self._ask(flow, name, routers, now, renewal)
 
+    def renew_soon(self, flow: Flow, name: Name, routers: tuple[Address, ...], now: float) -> None:
+        """Ask when the flow's last packet has had time to be answered, unless it is `called_off` till then."""
+        self._counters.add("negotiation.renewals")
+        negotiation = self._new(flow, name, routers, renewal=True)
+        negotiation.due = now + negotiation.rto
+        self._alarm(negotiation)
+
+    def called_off(self, key: bytes) -> None:
+        """The flow with this key needs no new mapping after all."""
+        negotiation = self._by_flow.get(key)
+        if negotiation is not None:
+            self._counters.add("negotiation.called_off")
+            self._end(negotiation)
+
+    def asked_again(self, key: bytes, now: float) -> list[Effect]:
+        """The program of the flow with this key, which is being negotiated, has sent its packet once more."""
+        negotiation = self._by_flow[key]
+        request = negotiation.again(now, self._epoch_ms(now))
+        if request is None:
+            return []
+        self._counters.add("request.retransmitted")
+        return [self._request(negotiation, request)]
+
     def ask_next(self, silent: Negotiation, now: float) -> list[Effect]:
         """The question `silent` got no answer to, put to the name's next router; nothing if there is none."""
         if not silent.alternatives:
@@ -91,6 +114,10 @@ class Negotiations:
         return self._ask(silent.flow, silent.name, silent.alternatives, now, silent.renewal)
 
     def _ask(self, flow: Flow, name: Name, routers: tuple[Address, ...], now: float, renewal: bool) -> list[Effect]:
+        negotiation = self._new(flow, name, routers, renewal=renewal)
+        return [self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))]
+
+    def _new(self, flow: Flow, name: Name, routers: tuple[Address, ...], *, renewal: bool) -> Negotiation:
         negotiation = Negotiation(
             flow,
             name,
@@ -104,12 +131,15 @@ class Negotiations:
         )
         self._by_transaction[negotiation.transaction] = negotiation
         self._by_flow[flow.key] = negotiation
-        return [self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))]
+        return negotiation
 
     def _request(self, negotiation: Negotiation, data: bytes) -> Effect:
         self._counters.add("request.sent")
-        heapq.heappush(self._alarms, (negotiation.due, next(self._alarm_number), negotiation))
+        self._alarm(negotiation)
         return SendControl(negotiation.router, data, negotiation.transaction)
+
+    def _alarm(self, negotiation: Negotiation) -> None:
+        heapq.heappush(self._alarms, (negotiation.due, next(self._alarm_number), negotiation))
 
     def heard(self, source: Address, data: bytes, now: float) -> Step:
         """Read an ICMP message from `source`: the answer of a router, or an answer to somebody's ping."""
@@ -197,10 +227,15 @@ class Negotiations:
         return negotiation.key is None and not known
 
     def due(self, now: float) -> Iterator[Step]:
-        """Retransmissions and give-ups whose time has come. New ones may be started between two steps."""
+        """Requests that were put off, retransmissions and give-ups whose time has come. New ones may be started between
+        two steps.
+        """
         while self._alarms and self._alarms[0][0] <= now:
             due, _, negotiation = heapq.heappop(self._alarms)
-            if negotiation.state is not State.REQUESTING or negotiation.due != due:
+            if self._by_transaction.get(negotiation.transaction) is not negotiation or negotiation.due != due:
+                continue
+            if negotiation.state is State.IDLE:
+                yield Step(effects=[self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))])
                 continue
             request = negotiation.retry(now, self._epoch_ms(now))
             if request is None:

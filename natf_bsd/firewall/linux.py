@@ -156,7 +156,14 @@ def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
             for protocol in ("tcp", "udp")
         ],
         # Its fence: should the ip rule be lost, a pseudo-packet still goes nowhere else, and nothing else comes in.
-        ("filter", "INPUT"): [f"-i {fw.tun} -j DROP"],
+        ("filter", "INPUT"): [
+            f"-i {fw.tun} -j DROP",
+            # Conntrack saw a SYN of the inside host first, so between the true SYN+ACK and its answer it takes a SYN of
+            # the external node for invalid and does not translate it. It is one sent again because the SYN+ACK was
+            # lost, and a RST of this host's would end the connection that the next SYN+ACK makes.
+            f"-i {fw.interface} -p tcp --dport {_MAPPED_PORTS.replace('-', ':')}"
+            " -m conntrack --ctstate INVALID -j DROP",
+        ],
         ("filter", "FORWARD"): [
             f"-i {fw.tun} -o {fw.tun} -j ACCEPT",
             f"-i {fw.tun} ! -o {fw.tun} -j DROP",

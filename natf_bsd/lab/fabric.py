@@ -12,13 +12,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.dns.question import read_question
 from natf_bsd.effects import Drop, Effect, Inject, Save, Send, SendControl, WritePseudo
 from natf_bsd.en.core import EnCore
 from natf_bsd.errors import WireError
+from natf_bsd.lab.link import GOOD, Link
 from natf_bsd.natd_bridge.memory import LibaliasNat, MemoryBridge, NatModel
 from natf_bsd.router.core import RouterCore
 from natf_bsd.tables.act import AccessTable
@@ -39,16 +40,6 @@ alice  192.168.0.2  allow
 bob    192.168.0.3  allow
 eve    192.168.0.4  deny
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What the wire to the router does to a packet: probabilities, and delay in seconds (uniform, so it reorders)."""
-
-    loss: float = 0.0
-    duplication: float = 0.0
-    minimum_delay: float = 0.001
-    maximum_delay: float = 0.001
 
 
 class EchoHost:
@@ -149,7 +140,7 @@ class Fabric:
         en: EnConfig,
         router: RouterConfig | None = None,
         act: AccessTable | None = None,
-        link: Link = Link(),
+        link: Link = GOOD,
         nat: NatModel | None = None,
         seed: int = 0,
     ) -> None:
@@ -219,12 +210,9 @@ class Fabric:
     # The wire.
 
     def _transmit(self, data: bytes, deliver: Callable[[bytearray], None]) -> None:
-        copies = 1 + (self._random.random() < self.link.duplication)
-        for _ in range(copies):
-            if self._random.random() < self.link.loss:
-                self.lost["wire"] += 1
-                continue
-            delay = self._random.uniform(self.link.minimum_delay, self.link.maximum_delay)
+        delays = self.link.delays(self._random)
+        self.lost["wire"] += not delays
+        for delay in delays:
             self._later(delay, lambda: self._arrive(data, deliver))
 
     def _arrive(self, data: bytes, deliver: Callable[[bytearray], None]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from natf_bsd.lab.daemons import DaemonLab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.lab.platform import FIRST_INSTANCE
-from natf_bsd.lab.topology import FIGURE1
+from natf_bsd.lab.topology import FIGURE1, Topology
 
 ACT = """\
 # name   address      action
@@ -30,8 +30,8 @@ class Figure1Lab(DaemonLab):
     """See Lab. The hosts "en" and "router" have the daemons of these roles. `en` and `router` are those that this
     object started last, None before."""
 
-    def __init__(self, instance: str = FIRST_INSTANCE) -> None:
-        super().__init__(FIGURE1, instance)
+    def __init__(self, instance: str = FIRST_INSTANCE, topology: Topology = FIGURE1) -> None:
+        super().__init__(topology, instance)
         self.en: LabProcess | None = None
         self.router: LabProcess | None = None
 

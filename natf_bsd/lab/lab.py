@@ -351,7 +351,7 @@ def probes(topology: Topology) -> Iterator[tuple[Host, list[str]]]:
     for segment in topology.segments:
         ports = topology.ports(segment)
         prober = next((host for host, _ in ports if host.nat), ports[0][0])
-        others = [(host, port) for host, port in ports if host is not prober and not host.nat]
+        others = [(host, port) for host, port in ports if host is not prober and not (host.nat or host.bridges)]
         targets = [target for host, port in others for target in _targets(host, port.address)]
         if targets:
             yield prober, targets

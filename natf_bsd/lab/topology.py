@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from natf_bsd.errors import NatfError
 
@@ -46,7 +46,9 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One machine. With a `nat` it also forwards. `answers_echo` False: it drops ICMP echo requests, as some do."""
+    """One machine. With a `nat` it also forwards. `answers_echo` False: it drops ICMP echo requests, as some do.
+    `bridges`: it is for frames to pass by a process on it (`bad_link`), and nobody talks to it.
+    """
 
     name: str
     interfaces: tuple[Interface, ...]
@@ -54,6 +56,7 @@ class Host:
     nat: Nat | None = None
     services: tuple[Service, ...] = ()
     answers_echo: bool = True
+    bridges: bool = False
 
     @property
     def address(self) -> str:
@@ -171,6 +174,20 @@ FIGURE1 = Topology(
 `plain` and `silent` are under home domains of the EN but are no NAT-f routers; `silent` does not even answer an echo
 request. www.elsewhere.example.net is under none.
 """
+
+
+def with_bad_link(topology: Topology) -> Topology:
+    """`topology` with a host "link" between the router and the public segment, which carries nothing by itself
+    (`bad_link`): its interfaces are "near", on the public segment, and "far"."""
+    near, far = Interface("near", "public", "203.0.113.201"), Interface("far", "far", "203.0.113.202")
+    hosts = [
+        replace(host, interfaces=(replace(host.interfaces[0], segment=far.segment), *host.interfaces[1:]))
+        if host.name == "router"
+        else host
+        for host in topology.hosts
+    ]
+    return replace(topology, hosts=(*hosts, Host("link", (near, far), bridges=True)))
+
 
 FIGURE3 = Topology(
     hosts=(

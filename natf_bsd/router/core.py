@@ -16,11 +16,12 @@ from natf_bsd.counters import Counters
 from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
 from natf_bsd.errors import AuthError, TableFull, UnsupportedVersion, WireError
 from natf_bsd.natd_bridge import pseudo
+from natf_bsd.router.answered import Answered
 from natf_bsd.router.counts import COUNTERS
 from natf_bsd.router.rates import Load, SourceRates
 from natf_bsd.tables.act import AccessTable
 from natf_bsd.tables.expiring import Table
-from natf_bsd.types import Address, Flow, Packet, Protocol, format_address
+from natf_bsd.types import Address, Endpoint, Flow, Packet, Protocol, format_address
 from natf_bsd.wire import auth, build, icmp, message
 from natf_bsd.wire.cookie import CookieJar
 
@@ -86,6 +87,7 @@ class RouterCore:
                 "request": lambda pending: (pending.asked.source, pending.asked.transaction),
             },
         )
+        self._answered = Answered()
         self._load = Load(config.cookie_rate)
         self._rates = SourceRates(config.source_rate)
 
@@ -169,13 +171,16 @@ class RouterCore:
             return self._refuse(asked, message.Status.NO_SUCH_HOST, "", now)
         if entry is None or not entry.permits(flow.protocol, flow.destination.port):
             return self._refuse(asked, message.Status.DENIED, "", now)
+        inside = Flow(flow.protocol, flow.destination._replace(address=entry.address), flow.source)
+        if (known := self._answered.get(asked.source, asked.transaction, inside, now)) is not None:
+            self.counters.add("request.answered.again")
+            return [self._mapping(asked, inside.protocol, known, now)]
         # Who has proved its address has a share that nobody who only claims it can use up.
         if not self._rates.take((asked.source, asked.proven), now):
             if not asked.proven and self._config.cookies != "never":
                 return self._challenge(asked, request, now)
             self.counters.add("source.over_rate")
             return self._refuse(asked, message.Status.OUT_OF_RESOURCES, "too many requests", now)
-        inside = Flow(flow.protocol, flow.destination._replace(address=entry.address), flow.source)
         return self._ask_nat(asked, inside, now)
 
     def _ask_nat(self, asked: Asked, inside: Flow, now: float) -> list[Effect]:
@@ -211,8 +216,12 @@ class RouterCore:
             text = f"the NAT uses {format_address(mapped.address)}, not this address"
             return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, text, now)]
         self.counters.add("mapping.made")
-        lifetime = self._lifetime(pending.inside.protocol)
-        return [self._reply(pending.asked, message.Response(pending.asked.transaction, mapped, lifetime), now)]
+        asked, inside = pending.asked, pending.inside
+        self._answered.remember(asked.source, asked.transaction, inside, mapped, now)
+        return [self._mapping(asked, inside.protocol, mapped, now)]
+
+    def _mapping(self, asked: Asked, protocol: int, mapped: Endpoint, now: float) -> Inject:
+        return self._reply(asked, message.Response(asked.transaction, mapped, self._lifetime(protocol)), now)
 
     def handle_timer(self, now: float) -> list[Effect]:
         """Second tries of pseudo-packets that did not come back, and the end of those that had one."""

@@ -10,6 +10,7 @@ COUNTERS: dict[str, str] = {
     "request.drop.short": "requests below 128 bytes: an answer could be larger than its question (DESIGN.md section 5)",
     "request.drop.implausible": "requests from an address no external node has: this router's, loopback, class D or E",
     "request.drop.pending": "repetitions of a request that is with the NAT at this moment",
+    "request.answered.again": "requests that came once more within seconds: the same answer, nothing asked of the NAT",
     "request.answered.challenge": "answered with a cookie",
     "request.answered.denied": "answered: denied (by the ACT, or no entry in it)",
     "request.answered.no_such_host": "answered: no such host (only with tell_unknown)",

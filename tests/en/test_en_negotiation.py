@@ -133,6 +133,21 @@ def test_never_more_than_five_tries_nor_four_seconds_whatever_the_round_trip(rto
     assert waits == pytest.approx([rto * 2**n for n in range(len(waits))])
 
 
+def test_a_program_that_sends_again_gets_one_more_try_when_the_last_has_had_its_time() -> None:
+    silent = negotiation(rto=0.02)
+    silent.start(START, 0)
+    assert silent.again(START + 0.01, 0) is None, "the next try is under way"
+    for _ in range(TRIES - 1):
+        silent.retry(silent.due, 0)
+    last = START + 0.3
+    assert silent.again(last + 0.31, 0) is None, "an answer to the last one may be on its way"
+    again = silent.again(START + 1, 0)
+    assert again is not None
+    assert echo_of(again).sequence == TRIES
+    assert silent.again(START + 1.01, 0) is None
+    assert silent.due == START + GIVE_UP_AFTER, "which moves the end no further"
+
+
 def test_a_late_timer_gives_up_instead_of_trying_on() -> None:
     late = negotiation()
     late.start(START, 0)

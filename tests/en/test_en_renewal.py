@@ -112,9 +112,29 @@ def test_a_syn_retransmitted_without_an_answer_asks(bench) -> None:
     bench.out(bench.syn(virtual))
     bench.map()
     bench.wait(1)
+    bench.asked.clear()
     bench.out(bench.syn(virtual))
     assert bench.count("negotiation.renewals") == 1
     assert len(bench.sent) == 2
+    assert bench.asked == [], "not before this one has had time to be answered"
+    bench.wait(0.021)
+    assert len(bench.asked) == 1
+    bench.map(61001)
+    assert bench.core.vat.by_out(next(iter(bench.core.vat)).out_key).mapped.port == 61001
+
+
+def test_a_retransmitted_syn_that_is_answered_does_not_ask(bench) -> None:
+    """A mapping made anew would come when the connection is in use, or over."""
+    virtual = bench.learn()
+    bench.out(bench.syn(virtual))
+    bench.map()
+    bench.wait(1)
+    bench.asked.clear()
+    bench.out(bench.syn(virtual))
+    bench.come(bench.tcp_back(SYN | ACK))
+    bench.wait(5)
+    assert bench.asked == []
+    assert bench.count("negotiation.called_off") == 1
 
 
 def test_a_syn_answered_does_not_ask(bench) -> None:

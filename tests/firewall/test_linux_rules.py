@@ -101,6 +101,7 @@ ROUTER_CHAINS = """\
 :NATF-RT-INPUT - [0:0]
 :NATF-RT-FORWARD - [0:0]
 -A NATF-RT-INPUT -i natf0 -j DROP
+-A NATF-RT-INPUT -i wan -p tcp --dport 61000:65535 -m conntrack --ctstate INVALID -j DROP
 -A NATF-RT-FORWARD -i natf0 -o natf0 -j ACCEPT
 -A NATF-RT-FORWARD -i natf0 ! -o natf0 -j DROP
 -A NATF-RT-FORWARD ! -i natf0 -o natf0 -j DROP

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natf_bsd.config import RouterConfig
-from natf_bsd.lab.fabric import PLAIN, ROUTER, Link
+from natf_bsd.lab.fabric import PLAIN, ROUTER
+from natf_bsd.lab.link import Link
 from natf_bsd.natd_bridge.memory import EndpointIndependentNat, LibaliasNat
 
 NATS = [LibaliasNat, EndpointIndependentNat]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from natf_bsd.config import RouterConfig
-from natf_bsd.lab.fabric import ROUTER, Link
+from natf_bsd.lab.fabric import ROUTER
+from natf_bsd.lab.link import Link
 from natf_bsd.natd_bridge.memory import EndpointIndependentNat, LibaliasNat
 from natf_bsd.types import Protocol, parse_address
 

@@ -6,6 +6,7 @@ import pytest
 
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.router.core import NAT_TIMEOUT
+from natf_bsd.tables import act
 from natf_bsd.types import Endpoint, parse_address
 from natf_bsd.wire import build, message, packet
 
@@ -104,6 +105,40 @@ def test_a_request_repeated_while_it_waits_is_dropped(bench) -> None:
     assert len(bench.written) == 1
     bench.translate()
     assert len(bench.answers) == 1
+
+
+def test_a_request_that_comes_once_more_gets_the_same_answer_and_no_second_pseudo_packet(bench) -> None:
+    """It may come when the connection is half over, and a SYN would make the NAT forget it."""
+    request = bench.ask()
+    bench.translate(61007)
+    bench.wait(4)
+    bench.send(message.encode(request))
+    assert len(bench.written) == 1
+    assert bench.heard == message.Response(request.transaction, Endpoint(bench.G2, 61007), 86400)
+    assert bench.count("request.answered.again") == 1
+
+
+def test_an_answer_is_forgotten_after_seconds(bench) -> None:
+    request = bench.ask()
+    bench.translate()
+    bench.wait(6)
+    bench.send(message.encode(request))
+    assert len(bench.written) == 1
+    bench.wait(6)
+    bench.send(message.encode(request))
+    assert len(bench.written) == 2
+    bench.translate()
+
+
+def test_a_repeated_request_is_checked_as_the_first_one(bench) -> None:
+    request = bench.ask()
+    bench.translate()
+    bench.core.act = act.parse("alice  192.168.0.2  deny\n", "act")
+    bench.send(message.encode(request))
+    assert bench.heard.status is message.Status.DENIED
+    bench.core.act = act.parse("alice  192.168.0.9  allow\n", "act")
+    bench.send(message.encode(request))
+    assert len(bench.written) == 2, "who was alice's mapping is nobody's now"
 
 
 def test_the_same_transaction_from_another_address_is_another_request(bench) -> None:
