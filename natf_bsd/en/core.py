@@ -181,9 +181,9 @@ class EnCore:
         if displaced is packet:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
         effects = self._drop(displaced, "out.drop.replaced") if displaced else []
-        if active:
-            return effects + self._negotiations.asked_again(key, now)
-        return effects + self._negotiations.start(flow, relation.name, relation.routers, now)
+        if not active:
+            effects += self._negotiations.start(flow, relation.name, relation.routers, now)
+        return effects
 
     # Negotiation [3.2 step 3-6].
 

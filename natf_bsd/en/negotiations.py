@@ -98,15 +98,6 @@ class Negotiations:
             self._counters.add("negotiation.called_off")
             self._end(negotiation)
 
-    def asked_again(self, key: bytes, now: float) -> list[Effect]:
-        """The program of the flow with this key, which is being negotiated, has sent its packet once more."""
-        negotiation = self._by_flow[key]
-        request = negotiation.again(now, self._epoch_ms(now))
-        if request is None:
-            return []
-        self._counters.add("request.retransmitted")
-        return [self._request(negotiation, request)]
-
     def ask_next(self, silent: Negotiation, now: float) -> list[Effect]:
         """The question `silent` got no answer to, put to the name's next router; nothing if there is none."""
         if not silent.alternatives:

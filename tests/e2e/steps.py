@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import sys
+from typing import Any
 
 from natf_bsd.lab.capture import CapturedPacket
+from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.lab import Lab, LabProcess
 from natf_bsd.natd_bridge.pseudo import PSEUDO_IDENT
 from natf_bsd.types import Protocol
 from natf_bsd.wire import packet
+
+SOME = 20.0  # s; for a test's own programs, far above anything documented
+LATE = 1.0 if sys.platform == "linux" else 3.0  # s; look-up and start of a program, on FreeBSD perhaps emulated
+
+UDP = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(float(sys.argv[2]))
+s.connect((sys.argv[1], 5000))
+try:
+    s.send(b"hello")
+    print(s.recv(2048).decode())
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+CONNECT = """
+import socket, sys, time
+began = time.monotonic()
+try:
+    socket.create_connection((sys.argv[1], 80), 15).close()
+    print("connected", time.monotonic() - began)
+except OSError as error:
+    print(error.errno and __import__("errno").errorcode[error.errno], time.monotonic() - began)
+"""
+
+
+def curl(lab: Figure1Lab, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return lab.exec("en", ["curl", "-sS", "--max-time", str(SOME), *options, url])
+
+
+def udp(lab: Figure1Lab, name: str, wait: float = 5.0) -> str:
+    return lab.exec("en", ["python3", "-c", UDP, name, str(wait)]).stdout.strip()
+
+
+def connect(lab: Figure1Lab, name: str) -> tuple[str, float]:
+    """What connect() to port 80 of `name` said, and after how many seconds."""
+    word, seconds = lab.exec("en", ["python3", "-c", CONNECT, name]).stdout.split()
+    return word, float(seconds)
+
+
+def status(lab: Figure1Lab, role: str) -> dict[str, Any]:
+    return dict(json.loads(lab.natf(role, "status", "--json").stdout)[role])
+
 
 TALK = """
 import http.client, sys

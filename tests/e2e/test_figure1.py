@@ -2,68 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 
-from natf_bsd.en.negotiation import GIVE_UP_AFTER
 from natf_bsd.errors import NatfError
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.ops import control
 from natf_bsd.types import Protocol, parse_address
 from natf_bsd.wire import packet
-from tests.e2e.steps import kind
-from tests.lab_platform import HERE, resolve
+from tests.e2e.steps import SOME, connect, curl, kind, status, udp
+from tests.lab_platform import resolve
 
 pytestmark = pytest.mark.lab
 
 WAN = parse_address("203.0.113.1")
-SOME = 20.0  # s; for a test's own programs, far above anything documented
-LATE = 1.0 if sys.platform == "linux" else 3.0  # s; look-up and start of a program, on FreeBSD perhaps emulated
-
-UDP = """
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(float(sys.argv[2]))
-s.connect((sys.argv[1], 5000))
-try:
-    s.send(b"hello")
-    print(s.recv(2048).decode())
-except OSError as error:
-    print(type(error).__name__)
-"""
-
-CONNECT = """
-import socket, sys, time
-began = time.monotonic()
-try:
-    socket.create_connection((sys.argv[1], 80), 15).close()
-    print("connected", time.monotonic() - began)
-except OSError as error:
-    print(error.errno and __import__("errno").errorcode[error.errno], time.monotonic() - began)
-"""
-
-
-def curl(lab: Figure1Lab, url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return lab.exec("en", ["curl", "-sS", "--max-time", str(SOME), *options, url])
-
-
-def udp(lab: Figure1Lab, name: str, wait: float = 5.0) -> str:
-    return lab.exec("en", ["python3", "-c", UDP, name, str(wait)]).stdout.strip()
-
-
-def connect(lab: Figure1Lab, name: str) -> tuple[str, float]:
-    """What connect() to port 80 of `name` said, and after how many seconds."""
-    word, seconds = lab.exec("en", ["python3", "-c", CONNECT, name]).stdout.split()
-    return word, float(seconds)
-
-
-def status(lab: Figure1Lab, role: str) -> dict[str, Any]:
-    return dict(json.loads(lab.natf(role, "status", "--json").stdout)[role])
 
 
 def test_alice_and_bob_have_different_virtual_addresses_and_their_own_pages(natf: Figure1Lab) -> None:
@@ -115,36 +68,6 @@ def test_who_is_denied_or_unknown_is_refused_at_once(natf: Figure1Lab, name: str
     assert word == "ECONNREFUSED"
     assert seconds < 1.0, "one round trip, not a retransmission of the SYN"
     assert udp(natf, f"{name}.home.example.net") == "ConnectionRefusedError"
-
-
-def test_a_router_without_natf_is_reached_itself(natf: Figure1Lab) -> None:
-    assert resolve(natf, "www.plain.example.net").startswith("240.")
-    assert "plain's page" in curl(natf, "http://www.plain.example.net/").stdout
-    assert udp(natf, "www.plain.example.net") == "plain: hello"
-
-
-def test_a_silent_router_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
-    word, seconds = connect(natf, "www.silent.example.net")
-    assert word == "EHOSTUNREACH"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
-    assert udp(natf, "www.silent.example.net", 8) == "OSError", "UDP programs are told too"
-
-
-def test_a_silent_router_is_reached_itself_where_the_user_wants_that(natf: Figure1Lab) -> None:
-    assert natf.en is not None
-    natf.en.stop()
-    natf.start_en(on_silence="direct")
-    word, seconds = connect(natf, "www.silent.example.net")
-    assert word == "connected"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
-
-
-def test_a_router_whose_icmp_is_filtered_is_an_error_after_four_seconds(natf: Figure1Lab) -> None:
-    with HERE.without_icmp(natf):
-        word, seconds = connect(natf, "alice.home.example.net")
-    assert word == "EHOSTUNREACH"
-    assert GIVE_UP_AFTER <= seconds < GIVE_UP_AFTER + LATE
-    assert connect(natf, "alice.home.example.net")[0] == "connected", "and works again once the filter is gone"
 
 
 def test_the_table_is_obeyed_without_a_restart(natf: Figure1Lab) -> None:

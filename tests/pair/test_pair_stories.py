@@ -95,7 +95,7 @@ def test_a_router_whose_daemon_went_away_is_unreachable_within_four_seconds(worl
     world.run(5.0)
     assert (first.outcome, second.outcome) == ("answered", "unreachable")
     assert second.outcome_after <= 4.05
-    assert world.fabric.en.counters["control.ignored.mirror_of_peer"] == 5 + 2, "and where the program sent again"
+    assert world.fabric.en.counters["control.ignored.mirror_of_peer"] == 8
 
 
 def test_a_router_whose_daemon_comes_back_in_time_is_reached(world) -> None:
