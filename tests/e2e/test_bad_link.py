@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.link import Link
 from natf_bsd.lab.topology import FIGURE1, with_bad_link
+from natf_bsd.types import Protocol
+from natf_bsd.wire import packet
 from tests.e2e.bad_link import BAD, TCP_FLOWS, UDP_FLOWS, Found, connections, counted, linked
-from tests.lab_platform import HERE, own_lab, remove_remains
+from tests.lab_platform import HERE, own_lab, remove_remains, resolve
 
 pytestmark = [pytest.mark.lab, pytest.mark.linux("the bad link carries frames through packet(7) sockets")]
 
@@ -95,3 +99,32 @@ def test_a_connection_is_not_reset_because_its_syn_ack_was_lost(lab: Figure1Lab,
     [invalid] = [line for line in rules if "INVALID" in line]
     assert int(invalid.split()[0]) > 0
     assert not [line for line in HERE.own_rules(lab, "en") if "INVALID" in line]
+
+
+OPEN = """
+import socket, sys, time
+port, address, remote, at = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+with socket.socket() as s:
+    s.settimeout(20)
+    s.bind(("", port))
+    time.sleep(max(0, at - time.time()))
+    s.connect((address, remote))
+    s.sendall(b"from port %d" % port)
+    print(s.recv(100).decode())
+"""
+
+
+def test_both_ends_may_open_a_connection_at_the_same_time(lab: Figure1Lab, found: Found) -> None:
+    """Their SYNs cross on the way (RFC 9293, 3.5); nobody listens."""
+    slow = Link(minimum_delay=0.1, maximum_delay=0.1)
+    alice = resolve(lab, "alice.home.example.net")
+    at = time.time() + 1.5
+    with linked(lab, slow), lab.capture("en", "eth0") as capture:
+        outer = lab.spawn("en", ["python3", "-c", OPEN, "42000", alice, "7000", f"{at}"])
+        # A request and its answer are on the way for 0.2 s; then, for 0.1 s, the SYN.
+        inner = lab.spawn("alice", ["python3", "-c", OPEN, "7000", "203.0.113.10", "42000", f"{at + 0.25}"])
+        assert (outer.wait(30), inner.wait(30)) == (0, 0), outer.output() + inner.output()
+        tcp = [p for p in capture.packets() if packet.protocol(p.data) == Protocol.TCP]
+    assert (outer.output().strip(), inner.output().strip()) == ("from port 7000", "from port 42000")
+    assert [packet.tcp_flags(bytearray(p.data)) for p in tcp][:2] == [packet.TCP_SYN, packet.TCP_SYN]
+    assert {p.outgoing for p in tcp[:2]} == {True, False}
