@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from natf_bsd.types import Address, Packet
+from natf_bsd.types import Address, Flow, Packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,13 @@ class WritePseudo:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetMapping:
+    """Let the NAT forget what it has for `inside`, where it can be told to."""
+
+    inside: Flow
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """Append one record to the journal that survives a restart."""
 
@@ -74,4 +81,4 @@ class Admit:
     routers: tuple[Address, ...]
 
 
-Effect: TypeAlias = Send | Drop | Inject | SendControl | Resumed | WritePseudo | Save | Admit
+Effect: TypeAlias = Send | Drop | Inject | SendControl | Resumed | WritePseudo | ForgetMapping | Save | Admit

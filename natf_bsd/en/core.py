@@ -182,7 +182,9 @@ class EnCore:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_room")
         effects = self._drop(displaced, "out.drop.replaced") if displaced else []
         if not active:
-            effects += self._negotiations.start(flow, relation.name, relation.routers, now)
+            # Behind a SYN a router's NAT takes what an inside host sends in the middle of a connection for invalid.
+            midway = flow.protocol == Protocol.TCP and not wire.tcp_flags(packet.data) & wire.TCP_SYN
+            effects += self._negotiations.start(flow, relation.name, relation.routers, now, established=midway)
         return effects
 
     # Negotiation [3.2 step 3-6].
@@ -206,7 +208,8 @@ class EnCore:
             # The SYN that was sent again may be answered: then a new mapping would come when the connection is in use.
             self._negotiations.renew_soon(entry.flow, entry.relation.name, routers, now)
             return []
-        return self._negotiations.start(entry.flow, entry.relation.name, routers, now, renewal=True)
+        in_use = entry.state is TcpState.ESTABLISHED
+        return self._negotiations.start(entry.flow, entry.relation.name, routers, now, renewal=True, established=in_use)
 
     def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
         """An ICMP message from `source`, from its type byte: the answer of a router, or to somebody's ping."""
@@ -278,11 +281,13 @@ class EnCore:
         if (said := negotiation.refusal) is not None:
             who = f"{negotiation.name} by {format_address(negotiation.router)}"
             self.heard.append(f"{who}: {said.status.name.lower()} {ascii(said.text) if said.text else ''}".rstrip())
-        if entry is not None and reaction is Reaction.UNREACHABLE:
+        moved = entry is not None and entry.mapped.address not in entry.relation.routers
+        if entry is not None and reaction is Reaction.UNREACHABLE and not moved:
             entry.renew_not_before = now + DOUBT_AFTER  # it can't just now; its mapping may well live
             return []
         if entry is not None:
             self.vat.remove(entry)
+            reaction = Reaction.REFUSED  # what was open is over: an established connection heeds a RST only
         self.refusals.remember(key, reaction, now)
         return self._reject(self.held.take(key), reaction, "out.drop.refused")
 

@@ -98,6 +98,7 @@ class Negotiation:
     rto: float
     key: Key | None = None
     renewal: bool = False
+    established: bool = False
     alternatives: tuple[Address, ...] = ()
     state: State = State.IDLE
     due: float = 0.0
@@ -168,7 +169,7 @@ class Negotiation:
         self._tries += 1
         wait = self.rto * 2 ** (min(self._tries, TRIES) - 1)
         self.due = min(now + (wait if self._tries < TRIES else max(wait, FURTHER)), self._started + GIVE_UP_AFTER)
-        data = message.encode(message.Request(self.transaction, self.flow, self.name, self._cookie))
+        data = message.encode(message.Request(self.transaction, self.flow, self.name, self._cookie, self.established))
         if self.key:
             data = auth.sign(data, self.key.ident, self.key.secret, epoch_ms)
         return icmp.encode_echo(icmp.Echo(icmp.ECHO_REQUEST, self.ident, sequence, message.pad(data)))

@@ -78,11 +78,20 @@ class Negotiations:
         return not (self._by_flow or self._by_transaction or self._alarms)
 
     def start(
-        self, flow: Flow, name: Name, routers: tuple[Address, ...], now: float, *, renewal: bool = False
+        self,
+        flow: Flow,
+        name: Name,
+        routers: tuple[Address, ...],
+        now: float,
+        *,
+        renewal: bool = False,
+        established: bool = False,
     ) -> list[Effect]:
-        """Ask `routers[0]`; the others are for `ask_next`. The caller sees to `full` and `active`."""
+        """Ask `routers[0]`; the others are for `ask_next`. `established`: the flow is a TCP connection in use. The
+        caller sees to `full` and `active`.
+        """
         self._counters.add("negotiation.renewals" if renewal else "negotiation.started")
-        return self._ask(flow, name, routers, now, renewal)
+        return self._ask(self._new(flow, name, routers, renewal=renewal, established=established), now)
 
     def renew_soon(self, flow: Flow, name: Name, routers: tuple[Address, ...], now: float) -> None:
         """Ask when the flow's last packet has had time to be answered, unless it is `called_off` till then."""
@@ -102,13 +111,16 @@ class Negotiations:
         """The question `silent` got no answer to, put to the name's next router; nothing if there is none."""
         if not silent.alternatives:
             return []
-        return self._ask(silent.flow, silent.name, silent.alternatives, now, silent.renewal)
+        flow, name, routers = silent.flow, silent.name, silent.alternatives
+        again = self._new(flow, name, routers, renewal=silent.renewal, established=silent.established)
+        return self._ask(again, now)
 
-    def _ask(self, flow: Flow, name: Name, routers: tuple[Address, ...], now: float, renewal: bool) -> list[Effect]:
-        negotiation = self._new(flow, name, routers, renewal=renewal)
+    def _ask(self, negotiation: Negotiation, now: float) -> list[Effect]:
         return [self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))]
 
-    def _new(self, flow: Flow, name: Name, routers: tuple[Address, ...], *, renewal: bool) -> Negotiation:
+    def _new(
+        self, flow: Flow, name: Name, routers: tuple[Address, ...], *, renewal: bool, established: bool = False
+    ) -> Negotiation:
         negotiation = Negotiation(
             flow,
             name,
@@ -118,6 +130,7 @@ class Negotiations:
             self.peers.rto(routers[0]),
             self._keys.get(name.domain),
             renewal,
+            established,
             routers[1:],
         )
         self._by_transaction[negotiation.transaction] = negotiation
@@ -226,7 +239,7 @@ class Negotiations:
             if self._by_transaction.get(negotiation.transaction) is not negotiation or negotiation.due != due:
                 continue
             if negotiation.state is State.IDLE:
-                yield Step(effects=[self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))])
+                yield Step(effects=self._ask(negotiation, now))
                 continue
             request = negotiation.retry(now, self._epoch_ms(now))
             if request is None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.dns.question import read_question
-from natf_bsd.effects import Drop, Effect, Inject, Save, Send, SendControl, WritePseudo
+from natf_bsd.effects import Drop, Effect, ForgetMapping, Inject, Save, Send, SendControl, WritePseudo
 from natf_bsd.en.core import EnCore
 from natf_bsd.errors import WireError
 from natf_bsd.lab.link import GOOD, Link
@@ -294,6 +294,8 @@ class Fabric:
                 self._answer([effect.data])
             elif isinstance(effect, Send):
                 self._answer(EchoHost("router", ROUTER).receive(effect.packet.data))
+            elif isinstance(effect, ForgetMapping):
+                self.bridge.forget(effect.inside)
             elif isinstance(effect, Drop):
                 continue
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from natf_bsd.natd_bridge.pseudo import PseudoStyle
+from natf_bsd.types import Flow
 
 
 class NatBridge(Protocol):
     """Passes pseudo-packets through a NAT and gives back what comes out.
 
-    The NAT itself is never asked or changed: natd has no control channel, and whatever it decides shows in the
-    packet [3.2]. A pseudo-packet that does not come back is the NAT's refusal; the core waits no longer than it likes
-    and may repeat it, which gives the same mapping. Nothing that is written or read here ever leaves the host.
+    The NAT is not asked: natd has no control channel, and whatever it decides shows in the packet [3.2]. A
+    pseudo-packet that does not come back is the NAT's refusal; the core waits no longer than it likes and may repeat
+    it, which gives the same mapping. Nothing that is written or read here ever leaves the host.
     """
 
     @property
@@ -31,6 +32,11 @@ class NatBridge(Protocol):
 
     def read_batch(self) -> list[bytes]:
         """Packets that came out of the NAT; for `pseudo.parse_captured`. Never blocks."""
+
+    def forget(self, inside: Flow) -> None:
+        """Let the NAT forget its mapping of `inside` (P1:d -> G1:s), where it can be told to: it is at an address that
+        this router had before. natd does so by itself when its address changes (-dynamic).
+        """
 
     def lifetime(self, protocol: int) -> int:
         """Seconds an unused mapping of an established flow is good for, as announced to external nodes."""

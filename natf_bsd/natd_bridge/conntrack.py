@@ -45,6 +45,10 @@ class Conntrack:
         self._ask(_DELETE, tuple_)
         return True
 
+    def forget(self, flow: Flow) -> None:
+        """Delete the entry of the flow whose first packet was `flow`, if there is one. OSError as `forget_closed`."""
+        self._ask(_DELETE, _tuple(flow))
+
     def _ask(self, kind: int, attributes: bytes) -> bytes | None:
         """The kernel's answer; None if there is no such entry, or nothing to say of it."""
         self._netlink.socket.send(netlink.message(kind, netlink.NLM_F_REQUEST, 0, _GENERIC + attributes))

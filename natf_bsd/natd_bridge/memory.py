@@ -273,6 +273,9 @@ class MemoryBridge:
         found, self._waiting = self._waiting, []
         return found
 
+    def forget(self, inside: Flow) -> None:
+        return
+
     def lifetime(self, protocol: int) -> int:
         timeouts = self._nat.timeouts
         return int(timeouts.tcp_connected if protocol == Protocol.TCP else timeouts.udp)

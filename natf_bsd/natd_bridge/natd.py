@@ -14,7 +14,7 @@ from natf_bsd.divert.divert4 import DivertBackend, own_packet
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.clock import BURST, KeepAlive
 from natf_bsd.natd_bridge.pseudo import LIBALIAS_STYLE, PseudoStyle
-from natf_bsd.types import Direction, Packet, Protocol
+from natf_bsd.types import Direction, Flow, Packet, Protocol
 
 _BATCH: Final = BURST
 """Packets read at once: a burst of keep-alive packets is over in one reading."""
@@ -71,6 +71,9 @@ class NatdBridge:
                 found.append(bytes(packet.data))
         self._counters["captured"] += len(found)
         return found
+
+    def forget(self, inside: Flow) -> None:
+        return
 
     def lifetime(self, protocol: int) -> int:
         """libalias's own timeouts, which nobody can change."""

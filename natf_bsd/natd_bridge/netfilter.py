@@ -14,7 +14,7 @@ from typing import Final
 from natf_bsd.divert.tun import TunDevice
 from natf_bsd.natd_bridge.conntrack import Conntrack
 from natf_bsd.natd_bridge.pseudo import NETFILTER_STYLE, PSEUDO_IDENT, PseudoStyle
-from natf_bsd.types import Protocol
+from natf_bsd.types import Flow, Protocol
 from natf_bsd.wire import packet
 
 _BATCH: Final = 64
@@ -68,6 +68,12 @@ class NetfilterBridge:
         self._counters["foreign"] += len(read) - len(found)
         self._counters["captured"] += len(found)
         return found
+
+    def forget(self, inside: Flow) -> None:
+        try:
+            self._conntrack.forget(inside)
+        except OSError:
+            self._counters["not_looked_up"] += 1
 
     def lifetime(self, protocol: int) -> int:
         """Read from conntrack once; whoever changes its timeouts restarts the router."""

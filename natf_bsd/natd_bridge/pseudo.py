@@ -58,14 +58,18 @@ class Captured:
     translated: Flow
 
 
-def build(flow: Flow, cookie: int, style: PseudoStyle) -> bytes:
+def build(flow: Flow, cookie: int, style: PseudoStyle, *, established: bool = False) -> bytes:
     """The pseudo-packet of `flow` (P1:d -> G1:s), carrying 32 bits by which its capture is matched.
+
+    Of an `established` TCP connection it is an ACK for every NAT: conntrack then picks the connection up where it is,
+    where behind a SYN it would take the inside host's next packet for invalid.
 
     ValueError for a protocol other than TCP and UDP.
     """
     if flow.protocol == Protocol.TCP:
+        flags = TCP_ACK if established else style.tcp_flags
         data = wire_build.tcp(
-            flow.source, flow.destination, flags=style.tcp_flags, sequence=cookie, ttl=style.ttl, ident=PSEUDO_IDENT
+            flow.source, flow.destination, flags=flags, sequence=cookie, ttl=style.ttl, ident=PSEUDO_IDENT
         )
     elif flow.protocol == Protocol.UDP:
         data = wire_build.udp(flow.source, flow.destination, _COOKIE.pack(cookie), ttl=style.ttl, ident=PSEUDO_IDENT)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from natf_bsd.config import RouterConfig
 from natf_bsd.counters import Counters
-from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
+from natf_bsd.effects import Drop, Effect, ForgetMapping, Inject, Send, WritePseudo
 from natf_bsd.errors import AuthError, TableFull, UnsupportedVersion, WireError
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.router.answered import Answered
@@ -54,8 +54,10 @@ class Pending:
     asked: Asked
     cookie: int
     inside: Flow
+    established: bool
     deadline: float
     retried: bool = False
+    renumbered: bool = False
 
 
 class RouterCore:
@@ -181,12 +183,12 @@ class RouterCore:
                 return self._challenge(asked, request, now)
             self.counters.add("source.over_rate")
             return self._refuse(asked, message.Status.OUT_OF_RESOURCES, "too many requests", now)
-        return self._ask_nat(asked, inside, now)
+        return self._ask_nat(asked, inside, request.established, now)
 
-    def _ask_nat(self, asked: Asked, inside: Flow, now: float) -> list[Effect]:
+    def _ask_nat(self, asked: Asked, inside: Flow, established: bool, now: float) -> list[Effect]:
         if self._pending.get("request", (asked.source, asked.transaction)) is not None:
             return self._count("request.drop.pending")
-        pending = Pending(asked, int.from_bytes(self._token(4), "big"), inside, now + NAT_TIMEOUT)
+        pending = Pending(asked, int.from_bytes(self._token(4), "big"), inside, established, now + NAT_TIMEOUT)
         try:
             self._pending.insert(pending)
         except (TableFull, KeyError):
@@ -196,7 +198,8 @@ class RouterCore:
 
     def _pseudo(self, pending: Pending) -> WritePseudo:
         self.counters.add("pseudo.written")
-        return WritePseudo(pseudo.build(pending.inside, pending.cookie, self._style), pending.asked.transaction)
+        data = pseudo.build(pending.inside, pending.cookie, self._style, established=pending.established)
+        return WritePseudo(data, pending.asked.transaction)
 
     def handle_captured(self, data: bytes, now: float) -> list[Effect]:
         """A packet the NAT gave back: the mapping, if it is a pseudo-packet of ours."""
@@ -211,6 +214,8 @@ class RouterCore:
         if mapped.address == pending.inside.source.address:
             self.counters.add("mapping.failed.untranslated")
             return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)]
+        if mapped.address != pending.asked.destination and not pending.renumbered:
+            return self._renumber(pending, now)
         if mapped.address != pending.asked.destination:
             self.counters.add("mapping.failed.other_address")
             text = f"the NAT uses {format_address(mapped.address)}, not this address"
@@ -219,6 +224,14 @@ class RouterCore:
         asked, inside = pending.asked, pending.inside
         self._answered.remember(asked.source, asked.transaction, inside, mapped, now)
         return [self._mapping(asked, inside.protocol, mapped, now)]
+
+    def _renumber(self, pending: Pending, now: float) -> list[Effect]:
+        """The NAT has a mapping of this flow at an address that this router has no longer: once more, without it."""
+        pending.renumbered = True
+        pending.deadline = now + NAT_TIMEOUT
+        self._pending.insert(pending)
+        self.counters.add("pseudo.renumbered")
+        return [ForgetMapping(pending.inside), self._pseudo(pending)]
 
     def _mapping(self, asked: Asked, protocol: int, mapped: Endpoint, now: float) -> Inject:
         return self._reply(asked, message.Response(asked.transaction, mapped, self._lifetime(protocol)), now)

@@ -24,6 +24,7 @@ COUNTERS: dict[str, str] = {
     "mapping.failed.untranslated": "pseudo-packets the NAT gave back as they were",
     "mapping.failed.other_address": "mappings at another address than the one asked, which no external node believes",
     "pseudo.written": "pseudo-packets given to the NAT, second tries included",
+    "pseudo.renumbered": "pseudo-packets given once more, because the first came back with an address not asked",
     "pseudo.retried": "pseudo-packets given to the NAT again",
     "captured.foreign": "packets captured behind the NAT that are no pseudo-packets: nothing else belongs there",
     "captured.late": "pseudo-packets whose request is no longer waiting",

@@ -9,7 +9,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Iterator
 
-from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
+from natf_bsd.effects import Drop, Effect, ForgetMapping, Inject, Send, WritePseudo
 from natf_bsd.errors import NatfError
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.bridge import NatBridge
@@ -75,6 +75,8 @@ class RouterNode:
                 if effect.transaction is not None:
                     self.trace.routed(effect.transaction, precise())
                 self._ports.injector.send(effect.data)
+            elif isinstance(effect, ForgetMapping):
+                self._ports.bridge.forget(effect.inside)
             elif isinstance(effect, Send):
                 self._ports.control.send(effect.packet)
             elif isinstance(effect, Drop):

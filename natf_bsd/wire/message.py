@@ -52,12 +52,15 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """EN to router: a mapping for `flow` (G1:s -> V1:d) to the inside node called `name`, please."""
+    """EN to router: a mapping for `flow` (G1:s -> V1:d) to the inside node called `name`, please. `established`: it is
+    a TCP connection in use, whose mapping may be lost. A router that does not know that option ignores it.
+    """
 
     transaction: bytes
     flow: Flow
     name: Name
     cookie: bytes = b""
+    established: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,17 @@ def _unpack_status(value: bytes) -> tuple[Status, str]:
     return Status(value[0]), value[1:].decode()
 
 
+def _pack_mark(value: bool) -> bytes:
+    """An option that says something by being there."""
+    return b""
+
+
+def _unpack_mark(value: bytes) -> bool:
+    if value:
+        raise ValueError(f"{len(value)} bytes, expected none")
+    return True
+
+
 def _auth(value: bytes) -> bytes:
     if len(value) != _AUTH_VALUE:
         raise ValueError(f"{len(value)} bytes, expected {_AUTH_VALUE}")
@@ -187,6 +201,7 @@ OPTIONS = (
     Option(5, "MAPPING", _pack_mapping, _unpack_mapping),
     Option(6, "STATUS", _pack_status, _unpack_status),
     Option(7, "AUTH", _auth, _auth),
+    Option(IGNORABLE, "ESTABLISHED", _pack_mark, _unpack_mark),
 )
 _BY_CODE = {option.code: option for option in OPTIONS}
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -208,9 +223,13 @@ _SHAPES: Mapping[MessageType, _Shape] = {
     MessageType.REQUEST: _Shape(
         frozenset({"FLOW", "HOST", "DOMAIN"}),
         lambda transaction, values: Request(
-            transaction, values["FLOW"], Name(values["HOST"], values["DOMAIN"]), values.get("COOKIE", b"")
+            transaction,
+            values["FLOW"],
+            Name(values["HOST"], values["DOMAIN"]),
+            values.get("COOKIE", b""),
+            values.get("ESTABLISHED", False),
         ),
-        optional=frozenset({"COOKIE"}),
+        optional=frozenset({"COOKIE", "ESTABLISHED"}),
     ),
     MessageType.RESPONSE: _Shape(
         frozenset({"MAPPING"}), lambda transaction, values: Response(transaction, *values["MAPPING"])
@@ -235,9 +254,10 @@ def encode(message: Message) -> bytes:
 
 def _values(message: Message) -> tuple[MessageType, _Values]:
     match message:
-        case Request(_, flow, name, cookie):
+        case Request(_, flow, name, cookie, established):
             values = {"FLOW": flow, "HOST": name.host, "DOMAIN": name.domain}
-            return MessageType.REQUEST, values | ({"COOKIE": cookie} if cookie else {})
+            values |= ({"COOKIE": cookie} if cookie else {}) | ({"ESTABLISHED": True} if established else {})
+            return MessageType.REQUEST, values
         case Response(_, mapped, lifetime):
             return MessageType.RESPONSE, {"MAPPING": (mapped, lifetime)}
         case CookieChallenge(_, cookie):

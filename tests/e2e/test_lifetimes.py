@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,25 +184,43 @@ def test_after_the_router_lost_its_table_udp_flows_recover_within_a_renewal(lab:
     assert status(lab, "en")["counters"]["mapping.changed"] >= 1
 
 
+@contextmanager
+def says_nothing_of_closed_ports(lab: Figure1Lab) -> Iterator[None]:
+    """As home routers do; one that says so ends connections by that."""
+    rule = ["INPUT", "-i", "wan", "-p", "tcp", "-j", "DROP"]
+    lab.exec("router", ["iptables", "-A", *rule], check=True)
+    yield
+    lab.exec("router", ["iptables", "-D", *rule], check=True)
+
+
+def test_an_open_connection_outlives_the_routers_table(lab: Figure1Lab) -> None:
+    """When five seconds have brought no answer, the mapping is asked for again; TCP's next repetition takes it."""
+    talk = Talk(lab, "en", "alice.home.example.net")
+    before = talk.request()
+    mapped = flow(lab, before[0])
+    with says_nothing_of_closed_ports(lab):
+        lose_the_table(lab)
+        assert talk.request() == before
+    after = flow(lab, before[0])
+    assert mapped is not None
+    assert after is not None
+    assert after["mapped"] != mapped["mapped"]
+
+
 def test_a_syn_on_its_way_when_the_router_lost_its_table_is_answered_after_its_second_repetition(
     lab: Figure1Lab,
 ) -> None:
     """TCP sends it again after one and three seconds; with the first of these the mapping is asked for anew."""
-    closed = ["-i", "wan", "-p", "tcp", "-j", "DROP"]
-    lab.exec("router", ["iptables", "-t", "mangle", "-I", "PREROUTING", *closed], check=True)
-    lab.exec(
-        "router", ["iptables", "-A", "INPUT", *closed], check=True
-    )  # a router does not say that its ports are shut
-    try:
-        program = "import socket, sys, time; b = time.monotonic(); socket.create_connection((sys.argv[1], 80), 20); "
-        argv = ["python3", "-c", program + "print(time.monotonic() - b)", "alice.home.example.net"]
+    lost = ["PREROUTING", "-i", "wan", "-p", "tcp", "-j", "DROP"]
+    program = "import socket, sys, time; b = time.monotonic(); socket.create_connection((sys.argv[1], 80), 20); "
+    argv = ["python3", "-c", program + "print(time.monotonic() - b)", "alice.home.example.net"]
+    lab.exec("router", ["iptables", "-t", "mangle", "-I", *lost], check=True)
+    with says_nothing_of_closed_ports(lab):
         client = lab.spawn("en", argv, name="syn")
         until(lambda: any(entry["state"] == "opening" for entry in status(lab, "en")["flows"]), SOME)
         lose_the_table(lab)
-        lab.exec("router", ["iptables", "-t", "mangle", "-D", "PREROUTING", *closed], check=True)
+        lab.exec("router", ["iptables", "-t", "mangle", "-D", *lost], check=True)
         assert client.wait(SOME) == 0, client.output()
-    finally:
-        lab.exec("router", ["iptables", "-D", "INPUT", *closed], check=True)
     assert 2 < float(client.output()) < 8
 
 

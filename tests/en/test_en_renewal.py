@@ -137,6 +137,36 @@ def test_a_retransmitted_syn_that_is_answered_does_not_ask(bench) -> None:
     assert bench.count("negotiation.called_off") == 1
 
 
+def test_a_silent_connection_in_use_says_so_when_it_asks(bench) -> None:
+    """Its router's NAT may look at TCP's state, and has to begin in the middle."""
+    virtual = tcp_flow(bench)
+    for _ in range(7):
+        bench.out(bench.tcp(virtual, ACK))
+        bench.wait(1)
+    assert message.decode(bench.asked[-1][2].data).established
+    bench.out(bench.syn(virtual, s=40009))
+    assert not message.decode(bench.asked[-1][2].data).established
+
+
+def test_a_connection_whose_entry_is_gone_says_so_when_it_asks(bench) -> None:
+    virtual = bench.learn()
+    bench.out(bench.tcp(virtual, ACK))
+    assert message.decode(bench.asked[-1][2].data).established
+
+
+def test_a_flow_whose_name_has_moved_ends_when_the_new_router_does_not_take_it(bench) -> None:
+    virtual = tcp_flow(bench)
+    bench.learn("alice", bench.OTHER)
+    for _ in range(7):
+        bench.out(bench.tcp(virtual, ACK))
+        bench.wait(1)
+    assert bench.asked[-1][1] == bench.OTHER
+    bench.refuse(message.Status.OUT_OF_RESOURCES)
+    assert len(bench.core.vat) == 0
+    bench.out(bench.tcp(virtual, ACK, acknowledgement=5))
+    assert packet.tcp_flags(bytearray(bench.told[-1])) & packet.TCP_RST
+
+
 def test_a_syn_answered_does_not_ask(bench) -> None:
     virtual = tcp_flow(bench)
     bench.out(bench.tcp(virtual, ACK))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from natf_bsd.config import RouterConfig
-from natf_bsd.effects import Drop, Effect, Inject, Send, WritePseudo
+from natf_bsd.effects import Drop, Effect, ForgetMapping, Inject, Send, WritePseudo
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.router.core import RouterCore
 from natf_bsd.tables import act
@@ -24,7 +24,8 @@ LIFETIMES = {Protocol.TCP: 86400, Protocol.UDP: 60}
 
 
 class Bench:
-    """One `RouterCore`. `passed` (pings given back), `dropped`, `written` (pseudo-packets), `answers` (replies)."""
+    """One `RouterCore`. `passed` (pings given back), `dropped`, `written` (pseudo-packets), `answers` (replies),
+    `forgotten` (flows)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
@@ -45,6 +46,7 @@ class Bench:
         self.passed: list[Packet] = []
         self.dropped: list[Packet] = []
         self.written: list[bytes] = []
+        self.forgotten: list[Flow] = []
         self.answers: list[icmp.Echo] = []
         self.requests: dict[tuple[int, int], int] = {}
         """Length of the whole packet of each request, by identifier and sequence."""
@@ -58,6 +60,8 @@ class Bench:
                     self.dropped.append(dropped)
                 case WritePseudo(data):
                     self.written.append(data)
+                case ForgetMapping(inside):
+                    self.forgotten.append(inside)
                 case Inject(data, transaction):
                     self._answered(data, transaction)
                 case _:
@@ -88,10 +92,11 @@ class Bench:
         protocol: int = Protocol.TCP,
         g1: Address | None = None,
         cookie: bytes = b"",
+        established: bool = False,
     ) -> message.Request:
         flow = Flow(protocol, Endpoint(g1 or self.G1, s), Endpoint(parse_address("240.0.1.2"), d))
         name = Name(host, "home.example.net")
-        return message.Request(transaction or self.random.randbytes(8), flow, name, cookie)
+        return message.Request(transaction or self.random.randbytes(8), flow, name, cookie, established)
 
     def ask(self, host: str = "alice", **fields: object) -> message.Request:
         """Send a request, padded as it has to be, and let the core do what it does."""
@@ -149,7 +154,8 @@ class Bench:
         assert counters["request.received"] == done + counters["request.accepted"]
         ended = counters["mapping.made"] + counters.total("mapping.failed.")
         assert counters["request.accepted"] == ended + self.core.pending
-        assert counters["pseudo.written"] == counters["request.accepted"] + counters["pseudo.retried"]
+        again = counters["pseudo.retried"] + counters["pseudo.renumbered"]
+        assert counters["pseudo.written"] == counters["request.accepted"] + again
         assert len(self.written) == counters["pseudo.written"]
         assert len(self.answers) == counters.total("request.answered.") + ended
         assert len(self.passed) + len(self.dropped) == counters["request.received"]

@@ -41,16 +41,41 @@ def test_a_nat_that_translates_nothing_is_out_of_resources(bench) -> None:
 
 
 def test_a_nat_with_another_address_than_the_one_asked_is_said_to_be_so(bench) -> None:
-    """No external node believes such a mapping: it could point anywhere."""
+    """No external node believes such a mapping: it could point anywhere. Once the NAT is told to forget it."""
     request = bench.ask()
-    data = bytearray(bench.written[0])
-    flow = packet.flow_of(data)
-    packet.Rewrite(source=(flow.source, Endpoint(bytes((198, 51, 100, 1)), 80))).apply(data)
-    bench.capture(bytes(data))
+    translate_to(bench, parse_address("198.51.100.1"))
+    assert bench.answers == []
+    assert bench.forgotten == [packet.flow_of(bytearray(bench.written[0]))]
+    assert bench.written[1] == bench.written[0]
+    translate_to(bench, parse_address("198.51.100.1"))
     assert bench.heard == message.Refused(
         request.transaction, message.Status.OUT_OF_RESOURCES, "the NAT uses 198.51.100.1, not this address"
     )
     assert bench.count("mapping.failed.other_address") == 1
+
+
+def test_a_mapping_at_an_address_the_router_had_before_is_made_anew(bench) -> None:
+    request = bench.ask()
+    translate_to(bench, parse_address("203.0.113.99"))
+    bench.translate(61005)
+    assert bench.heard == message.Response(request.transaction, Endpoint(bench.G2, 61005), 86400)
+    assert bench.count("pseudo.renumbered") == 1
+
+
+def translate_to(bench, address: bytes) -> None:
+    """The NAT gives the last pseudo-packet back with `address` for its source."""
+    data = bytearray(bench.written[-1])
+    flow = packet.flow_of(data)
+    packet.Rewrite(source=(flow.source, Endpoint(address, 80))).apply(data)
+    bench.capture(bytes(data))
+
+
+@pytest.mark.parametrize("established", [False, True])
+def test_the_pseudo_packet_of_a_connection_in_use_is_an_ack(make_bench, established: bool) -> None:
+    bench = make_bench(style=pseudo.NETFILTER_STYLE)
+    bench.ask(established=established)
+    flags = packet.tcp_flags(bytearray(bench.written[0]))
+    assert flags == (packet.TCP_ACK if established else packet.TCP_SYN)
 
 
 def test_an_answer_after_all_is_late_and_nobody_is_told(bench) -> None:

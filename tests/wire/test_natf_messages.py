@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,10 @@ BY_HAND: list[tuple[Message, str]] = [
     (
         asks("0001020304050607", Protocol.TCP, 0x3E2E, 80, cookie=b"\xc0\xc1\xc2\xc3"),
         "4e4154660101003f0001020304050607010e0600cb00710a3e2e0050f0000101" + ALICE_OPTIONS + "0404c0c1c2c3",
+    ),
+    (
+        replace(asks("0001020304050607", Protocol.TCP, 0x3E2E, 80), established=True),
+        "4e4154660101003b0001020304050607010e0600cb00710a3e2e0050f0000101" + ALICE_OPTIONS + "8000",
     ),
     (
         answers("0001020304050607", 0xD249, 86400),
@@ -177,7 +182,7 @@ def test_options_may_come_in_any_order(order: tuple[tuple[int, bytes], ...]) -> 
     assert decode(raw(1, *order)) == asks("0001020304050607", Protocol.TCP, 0x3E2E, 80, cookie=b"cookie")
 
 
-@pytest.mark.parametrize("type_", [128, 200, 255])
+@pytest.mark.parametrize("type_", [129, 200, 255])
 def test_ignorable_options_are_ignored_even_twice(type_: int) -> None:
     unknown = (type_, b"later")
     assert decode(raw(4, unknown, STATUS, unknown, (type_, b""))) == Refused(TRANSACTION, Status.DENIED)
@@ -232,7 +237,7 @@ def test_each_message_type_has_its_own_options(type_: int, options: list[tuple[i
 )
 def test_auth_may_end_every_message_and_nothing_may_follow_it(type_: int, options: list[tuple[int, bytes]]) -> None:
     assert decode(raw(type_, *options, AUTH)) == decode(raw(type_, *options))
-    for last in (options[-1], AUTH, (128, b"")):
+    for last in (options[-1], AUTH, (129, b"")):
         with pytest.raises(WireError, match="stands behind AUTH"):
             decode(raw(type_, *options[:-1], AUTH, last))
 
