@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from natf_bsd.errors import ConfigError, NatfError
 from natf_bsd.keys import Key, load_key
 from natf_bsd.names import folded, is_written_domain
+from natf_bsd.tsig import TsigKey, load_tsig_key
 from natf_bsd.types import Address, format_address, parse_address
 
 T = TypeVar("T")
@@ -112,10 +113,29 @@ class RouterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DdnsConfig:
+    """Section [ddns]: the home's records, kept at the router's address."""
+
+    server: str
+    """The zone's primary name server, an IPv4 address."""
+    zone: str
+    names: tuple[str, ...]
+    """Whose A record is the router's address: the home's name, "*." before it, hosts."""
+    key: TsigKey
+    port: int = 53
+    ttl: int = 60
+    interface: str | None = None
+    """Outer interface; none: the one of the default route."""
+    allow_private: bool = False
+    """Whether a private address may be registered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     path: Path
     en: EnConfig | None = None
     router: RouterConfig | None = None
+    ddns: DdnsConfig | None = None
 
     def need_en(self) -> EnConfig:
         if self.en is None:
@@ -126,6 +146,11 @@ class Config:
         if self.router is None:
             raise ConfigError(self.path, 1, "no [router] section; expected one, which may be empty")
         return self.router
+
+    def need_ddns(self) -> DdnsConfig:
+        if self.ddns is None:
+            raise ConfigError(self.path, 1, "no [ddns] section; expected one with server, zone, names and key")
+        return self.ddns
 
 
 class _Reader:
@@ -298,6 +323,17 @@ def _router_keys(value: Any) -> tuple[Key, ...]:
     return keys
 
 
+def _record_names(value: Any) -> tuple[str, ...]:
+    """Names with an A record each: host and domain names, of which the first label may be "*"."""
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return tuple(f"*.{domain_name(item[2:])}" if _string(item)[:2] == "*." else domain_name(item) for item in value)
+
+
+def _one_address(value: Any) -> str:
+    return format_address(parse_address(_string(value)))
+
+
 _QUEUE = (_integer(1, 65535), "a number from 1 to 65535")
 _POSITIVE = (_integer(1, 1 << 24), "a number from 1 to 16777216")
 _DURATION = (_seconds, f"seconds, from 0 to {_LONGEST}")
@@ -348,6 +384,29 @@ _ROUTER_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "keys": (_router_keys, "a list of absolute paths of keys"),
 }
 
+_DDNS_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "server": (_one_address, "the IPv4 address of the zone's primary name server"),
+    "port": _QUEUE,
+    "zone": (domain_name, 'a zone such as "example.net"'),
+    "names": (_record_names, 'a list of names such as ["home.example.net", "*.home.example.net"]'),
+    "key": (lambda value: load_tsig_key(_path(value)), "the absolute path of a TSIG key file"),
+    "ttl": (_integer(1, 86400), "seconds, from 1 to 86400"),
+    "interface": _OUTER,
+    "allow_private": (_boolean, "true or false"),
+}
+
+_SECTIONS = {"en": _EN_SETTINGS, "router": _ROUTER_SETTINGS, "ddns": _DDNS_SETTINGS}
+_MUST_BE_SET = {
+    "en": {"home_domains": 'home_domains = ["home.example.net"]'},
+    "router": {},
+    "ddns": {
+        "server": 'server = "192.0.2.53"',
+        "zone": 'zone = "example.net"',
+        "names": 'names = ["home.example.net", "*.home.example.net"]',
+        "key": 'key = "/usr/local/etc/natf-ddns.key"',
+    },
+}
+
 
 def parse(text: str, path: Path) -> Config:
     """The configuration in `text`; ConfigError names `path`, the line and what was expected there."""
@@ -360,35 +419,37 @@ def parse(text: str, path: Path) -> Config:
     for name, value in document.items():
         if problem := _problem_of_section(name, value):
             raise ConfigError(path, _line_of(text, name), problem)
-    en = _section(path, text, "en", document, _EN_SETTINGS)
-    router = _section(path, text, "router", document, _ROUTER_SETTINGS)
+    en, router, ddns = (_section(path, text, name, document) for name in _SECTIONS)
     config = Config(
-        path, EnConfig(**en) if en is not None else None, RouterConfig(**router) if router is not None else None
+        path,
+        EnConfig(**en) if en is not None else None,
+        RouterConfig(**router) if router is not None else None,
+        DdnsConfig(**ddns) if ddns is not None else None,
     )
     _check_together(config, text)
     return config
 
 
 def _problem_of_section(name: str, value: Any) -> str | None:
-    if name in ("en", "router"):
+    if name in _SECTIONS:
         return (
             None if isinstance(value, dict) else f"{name} is not a section; expected one line [{name}] and its settings"
         )
     if isinstance(value, dict):
-        return f"no section {name!r}; expected [en] or [router]"
-    return f"{name!r} stands outside the sections; expected it below [en] or [router]"
+        return f"no section {name!r}; expected [en], [router] or [ddns]"
+    return f"{name!r} stands outside the sections; expected it below [en], [router] or [ddns]"
 
 
-def _section(
-    path: Path, source: str, name: str, document: dict[str, Any], settings: dict[str, tuple[Callable[[Any], Any], str]]
-) -> dict[str, Any] | None:
+def _section(path: Path, source: str, name: str, document: dict[str, Any]) -> dict[str, Any] | None:
     if name not in document:
         return None
+    settings = _SECTIONS[name]
     reader = _Reader(path, source, name, document[name])
     reader.check_names(settings)
-    if name == "en" and "home_domains" not in document[name]:
-        text = 'en.home_domains is not set; expected for example home_domains = ["home.example.net"]'
-        raise ConfigError(path, _line_of(source, name), text)
+    for key, example in _MUST_BE_SET[name].items():
+        if key not in document[name]:
+            text = f"{name}.{key} is not set; expected for example {example}"
+            raise ConfigError(path, _line_of(source, name), text)
     return {key: reader.take(key, *settings[key]) for key in document[name]}
 
 
@@ -407,6 +468,7 @@ def _check_together(config: Config, text: str) -> None:
         problem = 'router.require_key is true but router.keys names no key; expected keys = ["/path/of/key"]'
         raise ConfigError(config.path, _line_of(text, "router", "require_key"), problem)
     _check_devices(config, text)
+    _check_records(config, text)
     if en and router and en.inside_mark == router.mark:
         problem = f"router.mark is {router.mark >> 24}, the value after en.mark, which marks inside hosts' connections"
         raise ConfigError(config.path, _later_line(text, "en.mark", "router.mark"), f"{problem}; expected another")
@@ -426,6 +488,15 @@ def _check_devices(config: Config, text: str) -> None:
             raise ConfigError(config.path, _later_line(text, "en.tun", "router.tun"), problem)
         if settings:
             taken[settings.tun] = section
+
+
+def _check_records(config: Config, text: str) -> None:
+    """A server is asked for one zone only."""
+    ddns = config.ddns
+    for name in ddns.names if ddns else ():
+        if ddns and name != ddns.zone and not name.endswith(f".{ddns.zone}"):
+            problem = f"ddns.names has {name}; expected names in ddns.zone, {ddns.zone}"
+            raise ConfigError(config.path, _line_of(text, "ddns", "names"), problem)
 
 
 _QUEUES = ("dns_queue", "out_queue", "in_queue", "inside_queue", "control_queue", "query_queue", "capture_queue")

@@ -100,8 +100,11 @@ class Site(Protocol):
     def without_icmp(self, lab: Figure1Lab) -> AbstractContextManager[None]:
         """Inside, no ICMP from outside gets to the router, in front of all that is ours."""
 
-    def readdress(self, lab: Figure1Lab, old: str, new: str) -> None:
-        """Give the router's outer interface another address of its network."""
+    def readdress(self, lab: Figure1Lab, host: str, old: str, new: str) -> None:
+        """Give the first interface of `host` another address of its network."""
+
+    def forget_neighbour(self, lab: Figure1Lab, host: str, address: str) -> None:
+        """Let `host` find out anew where `address` is on its network, if anywhere."""
 
     def diverted(self, lab: Figure1Lab, host: str, readme: str, logger: LabProcess) -> AbstractContextManager[None]:
         """Inside, the packets that the README's logger is for go to `logger` on `host`."""
@@ -174,9 +177,15 @@ class Linux:
         finally:
             lab.exec("router", ["iptables", "-t", "raw", "-D", *rule], check=True)
 
-    def readdress(self, lab: Figure1Lab, old: str, new: str) -> None:
+    def readdress(self, lab: Figure1Lab, host: str, old: str, new: str) -> None:
+        device = lab.topology.host(host).interfaces[0].name
         for change in ("del", old), ("add", new):
-            lab.exec("router", ["ip", "address", change[0], f"{change[1]}/24", "dev", "wan"], check=True)
+            lab.exec(host, ["ip", "address", change[0], f"{change[1]}/24", "dev", device], check=True)
+        if gateway := lab.topology.host(host).default_route:  # it went with the address
+            lab.exec(host, ["ip", "route", "replace", "default", "via", gateway], check=True)
+
+    def forget_neighbour(self, lab: Figure1Lab, host: str, address: str) -> None:
+        lab.exec(host, ["ip", "neighbour", "flush", "to", address], check=True)
 
     @contextmanager
     def diverted(self, lab: Figure1Lab, host: str, readme: str, logger: LabProcess) -> Iterator[None]:
@@ -278,11 +287,17 @@ route -q add -host $2 -iface $port
         finally:
             lab.exec("router", ["ipfw", "-q", "delete", "5"], check=True)
 
-    def readdress(self, lab: Figure1Lab, old: str, new: str) -> None:
-        lab.exec("router", ["ifconfig", "wan", "inet", old, "-alias"], check=True)
-        lab.exec("router", ["ifconfig", "wan", "inet", f"{new}/24", "alias"], check=True)
+    def readdress(self, lab: Figure1Lab, host: str, old: str, new: str) -> None:
+        device = lab.topology.host(host).interfaces[0].name
+        lab.exec(host, ["ifconfig", device, "inet", old, "-alias"], check=True)
+        lab.exec(host, ["ifconfig", device, "inet", f"{new}/24", "alias"], check=True)
+        if gateway := lab.topology.host(host).default_route:
+            lab.exec(host, ["sh", "-c", "route -q delete default; route -q add default $0", gateway], check=True)
         switch = lab.platform.location("net_public")
         subprocess.run(["jexec", switch, "sh", "-ec", self._READDRESS, "sh", old, new], check=True)
+
+    def forget_neighbour(self, lab: Figure1Lab, host: str, address: str) -> None:
+        lab.exec(host, ["arp", "-d", address])  # fails where there is none
 
     @contextmanager
     def diverted(self, lab: Figure1Lab, host: str, readme: str, logger: LabProcess) -> Iterator[None]:

@@ -47,7 +47,7 @@ def main(context: click.Context, config: Path, verbose: bool) -> None:
 
 
 def _register() -> None:
-    from natf_bsd.cli import act, daemons, doctor, lab
+    from natf_bsd.cli import act, daemons, ddns, doctor, lab
 
     for command in (
         daemons.en,
@@ -56,6 +56,7 @@ def _register() -> None:
         daemons.cleanup,
         daemons.key,
         act.act,
+        ddns.ddns,
         doctor.doctor,
         lab.lab,
         lab.demo,

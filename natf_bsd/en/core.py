@@ -84,6 +84,7 @@ class EnCore:
         self.heard: deque[str] = deque(maxlen=_HEARD)
         """The latest refusals in their routers' own words, the newest last."""
         self._unconfirmed: set[bytes] = set()
+        self._left: set[Address] = set()
 
     # Phase 1: the name.
 
@@ -163,6 +164,8 @@ class EnCore:
             return self._drop(packet, "out.drop.malformed")
         if wire.tcp_flags(packet.data) & wire.TCP_RST:
             return self._drop(packet, "out.drop.stray_reset")
+        if flow.source.address in self._left:
+            return self._drop(packet, "out.drop.left_address")
         relation = self.names.by_virtual(flow.destination.address)
         if relation is None:
             return self._reject([packet], Reaction.UNREACHABLE, "out.drop.no_such_address")
@@ -390,6 +393,24 @@ class EnCore:
         """Those whose packets may be a flow's, now or when a program uses a name it knows."""
         named = {router for relation in self.names for router in relation.routers}
         return frozenset(named | {entry.mapped.address for entry in self.vat})
+
+    def addresses_changed(self, is_local: Callable[[Address], bool], now: float) -> list[Effect]:
+        """This host has lost or got addresses. What was G1 and is no longer local ends: nothing can come back to it,
+        and a router would be asked for somebody else. Its sockets live on and hear nothing, as of any other host; what
+        they send is dropped.
+        """
+        known = {entry.flow.source.address for entry in self.vat}
+        known |= {negotiation.flow.source.address for negotiation in self._negotiations}
+        self._left = {address for address in known | self._left if not is_local(address)}
+        effects: list[Effect] = []
+        for negotiation in [n for n in self._negotiations if n.flow.source.address in self._left]:
+            self._negotiations.called_off(negotiation.flow.key)
+            for packet in self.held.take(negotiation.flow.key):
+                effects += self._drop(packet, "out.drop.left_address")
+        for entry in [entry for entry in self.vat if entry.flow.source.address in self._left]:
+            self.vat.remove(entry)
+            self.counters.add("flows.left_address")
+        return effects + self._settle_removed(now)
 
     def negotiations(self) -> Iterator[Negotiation]:
         """Those under way."""

@@ -15,6 +15,7 @@ from functools import partial
 from natf_bsd.divert import Divert, held_by
 from natf_bsd.effects import Admit, Drop, Effect, Inject, Resumed, Save, Send, SendControl
 from natf_bsd.en.core import EnCore
+from natf_bsd.ops.interfaces import is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
 from natf_bsd.ops.trace import Trace
 from natf_bsd.platforms import EnPorts, EnSide, Injector, Way
@@ -54,6 +55,10 @@ class EnNode:
 
     def tick(self, now: float) -> None:
         self._perform(self.core.handle_timer(now), precise())
+
+    def addresses_changed(self) -> None:
+        """The outer interface has another address, or the flows may be those of an earlier run."""
+        self._perform(self.core.addresses_changed(is_local, self._now()))
 
     def shutdown(self) -> None:
         """Let go of what is held."""

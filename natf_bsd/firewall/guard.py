@@ -100,7 +100,8 @@ class Guarded(Protocol):
 class Guard:
     """Looks every `interval` seconds, and `SOON` after the count `alarm` grew; applies the plan again when what it
     finds differs from what it found at first, right after the set-up. When only the rules of others differ, it asks
-    whether ours still have their place. NatfError if the first look fails.
+    whether ours still have their place. `moved` is called when the address was another one. NatfError if the first look
+    fails.
 
     RestartNeeded is raised by `tick` or a reader once it was the answer twice: a firewall that is just being loaded has
     half of its rules.
@@ -113,6 +114,7 @@ class Guard:
         loop: Loop,
         *,
         alarm: Callable[[], int] = lambda: 0,
+        moved: Callable[[], None] = lambda: None,
         interval: float = INTERVAL,
     ) -> None:
         self.interface = side.interface
@@ -123,6 +125,7 @@ class Guard:
         self._loop = loop
         self._alarm = alarm
         self._alarms = alarm()
+        self._moved = moved
         self._interval = interval
         self._due = self._looked = 0.0
         self._without_address = False
@@ -284,6 +287,8 @@ class Guard:
         self.interface, self._expected = interface, found
         self._counts["healed"] += 1
         log.warning("%s; set up again", why)
+        if moved:
+            self._moved()
 
     def _fail(self, text: str, *arguments: object) -> None:
         self._counts["failed"] += 1

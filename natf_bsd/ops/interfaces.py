@@ -3,6 +3,7 @@ ifconfig(8))."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import re
 import socket
@@ -38,6 +39,16 @@ def outer_interface(wanted: str | None) -> Interface:
     if sys.platform.startswith("freebsd"):
         return outer_on_freebsd(wanted)
     raise NatfError(f"interfaces of {sys.platform} cannot be read: natf runs on FreeBSD and Linux")
+
+
+def is_local(address: Address) -> bool:
+    """Whether this host has `address`: a socket can have it then, on every system."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            any_socket.bind((format_address(address), 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def mtu_on_linux(name: str) -> int:

@@ -68,12 +68,12 @@ def test_a_name_that_would_break_the_line_does_not():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\n[eN]\n", "natf.toml:2: no section 'eN'; expected [en] or [router]"),
-        ("[router]\n[ routers . x ] # c\n", "natf.toml:2: no section 'routers'; expected [en] or [router]"),
-        ("\nrouters.x = 1\n", "natf.toml:2: no section 'routers'; expected [en] or [router]"),
+        ("\n[eN]\n", "natf.toml:2: no section 'eN'; expected [en], [router] or [ddns]"),
+        ("[router]\n[ routers . x ] # c\n", "natf.toml:2: no section 'routers'; expected [en], [router] or [ddns]"),
+        ("\nrouters.x = 1\n", "natf.toml:2: no section 'routers'; expected [en], [router] or [ddns]"),
         (
             '# c\ninterface = "eth0"\n[router]\n',
-            "natf.toml:2: 'interface' stands outside the sections; expected it below [en] or [router]",
+            "natf.toml:2: 'interface' stands outside the sections; expected it below [en], [router] or [ddns]",
         ),
         ("\n[[en]]\n", "natf.toml:2: en is not a section; expected one line [en] and its settings"),
         ("\n\nrouter = 5\n", "natf.toml:3: router is not a section; expected one line [router] and its settings"),

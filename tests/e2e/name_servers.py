@@ -99,14 +99,17 @@ class NameServers:
         self._directory = directory
         self._ds = self._sign()
 
-    def start_authority(self) -> LabProcess:
-        """BIND, with both zones."""
+    def start_authority(self, key: Path | None = None, *names: str) -> LabProcess:
+        """BIND, with both zones; with a TSIG `key` called natf that may change the A records of `names`."""
         (self._directory / "zone").write_text(zone_text())
+        grants = "".join(f"grant natf name {name} A; " for name in names)
+        policies = {ZONE: f"update-policy {{ {grants}}};" if key else "", SIGNED_ZONE: ""}
         zones = "".join(
-            f'zone "{zone}" {{ type primary; file "{self._directory / file}"; }};\n'
+            f'zone "{zone}" {{ type primary; file "{self._directory / file}"; {policies[zone]} }};\n'
             for zone, file in ((ZONE, "zone"), (SIGNED_ZONE, "signed"))
         )
-        return self._start_bind("plain", AUTHORITY, "recursion no; dnssec-validation no;", zones)
+        own = key.read_text() if key else ""
+        return self._start_bind("plain", AUTHORITY, "recursion no; dnssec-validation no;", own + zones)
 
     def start_resolver(self, resolver: Resolver) -> LabProcess:
         """For the two zones alone; it validates."""

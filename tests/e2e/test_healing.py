@@ -88,7 +88,7 @@ def moved(lab: Figure1Lab, old: str, new: str) -> Iterator[None]:
 
 
 def _move(lab: Figure1Lab, old: str, new: str, zone: Zone) -> None:
-    HERE.readdress(lab, old, new)
+    HERE.readdress(lab, "router", old, new)
     lab.serve_names(zone)
 
 

@@ -27,7 +27,7 @@ FILES = {
     "share/man/man5/natf.toml.5": 0o444,
     "share/man/man5/natf.act.5": 0o444,
 }
-SCRIPTS = {"etc/rc.d/natf_en": 0o555, "etc/rc.d/natf_router": 0o555}
+SCRIPTS = {f"etc/rc.d/natf_{name}": 0o555 for name in ("ddns", "en", "router")}
 CONFIGURATION = {"etc/natf.toml": 0o644, "etc/natf.act": 0o600}
 
 
@@ -95,10 +95,15 @@ def test_elsewhere_than_on_freebsd_nothing_is_put_into_the_system(tmp_path: Path
     assert not prefix.exists()
 
 
-def test_the_sample_configuration_is_valid_as_it_is_and_with_every_comment_taken_away() -> None:
+def test_the_sample_configuration_is_valid_as_it_is_and_with_every_comment_taken_away(tmp_path: Path) -> None:
     text = (ROOT / "etc" / "natf.toml.sample").read_text().replace("%%PREFIX%%", "/usr/local")
     assert config.parse(text, Path("natf.toml")) == config.Config(Path("natf.toml"))
+    key = tmp_path / "key"
+    key.write_text('key "natf" { algorithm hmac-sha256; secret "c2VjcmV0"; };')
+    key.chmod(0o600)
+    text = text.replace("/usr/local/etc/natf-ddns.key", str(key))
     parsed = config.parse(re.sub(r"^#(?! )", "", text, flags=re.MULTILINE), Path("natf.toml"))
+    assert parsed.need_ddns().names == ("home.example.net", "*.home.example.net")
     assert parsed.need_en().home_domains == ("home.example.net",)
     assert parsed.need_router().act == Path("/usr/local/etc/natf.act")
 

@@ -15,7 +15,7 @@ MODULES = {
 }
 LAYERS = (
     "types errors",
-    "names keys counters",
+    "names keys tsig counters",
     "wire",
     "tables",
     "dns natd_bridge.pseudo",
@@ -25,6 +25,7 @@ LAYERS = (
     "divert ops",
     "natd_bridge",
     "firewall",
+    "ddns",
     "platforms",
     "doctor",
     "en.node router.node",

@@ -16,6 +16,7 @@ from natf_bsd import config
 from natf_bsd.cli import main
 from natf_bsd.keys import make_key
 from natf_bsd.tables import act
+from natf_bsd.tsig import TsigKey
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "man"
 NAMES = ("natf.8", "natf.toml.5", "natf.act.5")
@@ -56,25 +57,28 @@ def test_every_option_of_all_commands_is_in_natf_8() -> None:
         assert re.search(rf"^\.It Fl (?:\w , )?{option.removeprefix('-')}\b", text, re.MULTILINE), option
 
 
+def sections() -> list[str]:
+    """Of natf.toml.5: what it says of [en], [router], [ddns]."""
+    return re.split(r"^\.Ss Section \[\w+\].*\n", source("natf.toml.5"), flags=re.MULTILINE)[1:]
+
+
 def test_every_setting_is_in_natf_toml_5_in_its_section() -> None:
-    text = source("natf.toml.5")
-    _, en, router = re.split(r"^\.Ss Section \[(?:en|router)\].*\n", text, flags=re.MULTILINE)
-    for part, section in ((en, config.EnConfig), (router, config.RouterConfig)):
+    for part, section in zip(sections(), (config.EnConfig, config.RouterConfig, config.DdnsConfig), strict=True):
         named = set(re.findall(r"\w+", " ".join(re.findall(r"^\.It Va (.*)$", part, re.MULTILINE))))
         missing = {setting.name for setting in fields(section)} - named
         assert missing == set(), f"not in natf.toml.5, section of {section.__name__}"
 
 
 def test_defaults_that_are_numbers_are_the_real_ones() -> None:
-    _, en, router = re.split(r"^\.Ss Section \[(?:en|router)\].*\n", source("natf.toml.5"), flags=re.MULTILINE)
+    ddns = config.DdnsConfig("", "", (), TsigKey("", "", b""))
     checked = 0
-    for part, section in ((en, config.EnConfig(home_domains=())), (router, config.RouterConfig())):
+    for part, section in zip(sections(), (config.EnConfig(()), config.RouterConfig(), ddns), strict=True):
         entries = re.findall(r"^\.It Va (\w+)\n(?:(?!\.It ).*\n)*?Default: (\d+)\.\n", part, re.MULTILINE)
         for name, number in entries:
             if hasattr(section, name) and name != "mark":
                 assert getattr(section, name) == int(number), name
                 checked += 1
-    assert checked >= 8
+    assert checked >= 10
 
 
 def test_places_on_freebsd_are_in_configuration_md_too() -> None:
