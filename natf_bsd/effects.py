@@ -62,9 +62,12 @@ class WritePseudo:
 
 @dataclass(frozen=True, slots=True)
 class ForgetMapping:
-    """Let the NAT forget what it has for `inside`, where it can be told to."""
+    """Let the NAT forget what it has for `inside`, where it can be told to; but not if this host still has `address`,
+    where the mapping is: then it is somebody's by another way out, or a port that was forwarded.
+    """
 
     inside: Flow
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class RouterCore:
             self.counters.add("mapping.failed.untranslated")
             return [self._no(pending.asked, message.Status.OUT_OF_RESOURCES, "the NAT made no mapping", now)]
         if mapped.address != pending.asked.destination and not pending.renumbered:
-            return self._renumber(pending, now)
+            return self._renumber(pending, mapped.address, now)
         if mapped.address != pending.asked.destination:
             self.counters.add("mapping.failed.other_address")
             text = f"the NAT uses {format_address(mapped.address)}, not this address"
@@ -225,13 +225,13 @@ class RouterCore:
         self._answered.remember(asked.source, asked.transaction, inside, mapped, now)
         return [self._mapping(asked, inside.protocol, mapped, now)]
 
-    def _renumber(self, pending: Pending, now: float) -> list[Effect]:
-        """The NAT has a mapping of this flow at an address that this router has no longer: once more, without it."""
+    def _renumber(self, pending: Pending, address: Address, now: float) -> list[Effect]:
+        """The NAT has a mapping of this flow at an address that this router may have no longer: once more, without."""
         pending.renumbered = True
         pending.deadline = now + NAT_TIMEOUT
         self._pending.insert(pending)
         self.counters.add("pseudo.renumbered")
-        return [ForgetMapping(pending.inside), self._pseudo(pending)]
+        return [ForgetMapping(pending.inside, address), self._pseudo(pending)]
 
     def _mapping(self, asked: Asked, protocol: int, mapped: Endpoint, now: float) -> Inject:
         return self._reply(asked, message.Response(asked.transaction, mapped, self._lifetime(protocol)), now)

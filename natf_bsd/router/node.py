@@ -13,7 +13,7 @@ from natf_bsd.effects import Drop, Effect, ForgetMapping, Inject, Send, WritePse
 from natf_bsd.errors import NatfError
 from natf_bsd.natd_bridge import pseudo
 from natf_bsd.natd_bridge.bridge import NatBridge
-from natf_bsd.ops.interfaces import Interface
+from natf_bsd.ops.interfaces import Interface, is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
 from natf_bsd.ops.trace import Trace
 from natf_bsd.platforms import RouterPorts
@@ -76,7 +76,8 @@ class RouterNode:
                     self.trace.routed(effect.transaction, precise())
                 self._ports.injector.send(effect.data)
             elif isinstance(effect, ForgetMapping):
-                self._ports.bridge.forget(effect.inside)
+                if not is_local(effect.address):
+                    self._ports.bridge.forget(effect.inside)
             elif isinstance(effect, Send):
                 self._ports.control.send(effect.packet)
             elif isinstance(effect, Drop):

@@ -66,12 +66,20 @@ class Home:
             SysctlJournal(Path("/run/router.sysctl"), ProcSys()).apply(linux.router_sysctls(rules))
         self._cookie = 0
 
-    def mapping(self, protocol: int, inside: str = ALICE, *, port: int = PORT, local: int = LOCAL) -> int:
+    def mapping(
+        self,
+        protocol: int,
+        inside: str = ALICE,
+        *,
+        port: int = PORT,
+        local: int = LOCAL,
+        established: bool = False,
+    ) -> int:
         """Ask the NAT for the mapping of one flow; returns m."""
         self._cookie += 1
         remote = Endpoint(parse_address(EN), local)
         flow = Flow(protocol, Endpoint(parse_address(inside), port), remote)
-        self.bridge.write(pseudo.build(flow, self._cookie, self.bridge.style))
+        self.bridge.write(pseudo.build(flow, self._cookie, self.bridge.style, established=established))
         captured = pseudo.parse_captured(self.next_captured())
         assert captured is not None
         assert (captured.cookie, captured.translated.destination) == (self._cookie, remote)
@@ -202,6 +210,54 @@ def test_repeating_a_pseudo_packet_gives_the_same_mapping_and_does_not_harm_a_li
     assert client.recv(100) == b"last words"
     accepted.close()
     assert client.recv(1) == b""
+
+
+@spaces.isolated
+def test_after_a_reset_the_same_ports_can_be_mapped_at_once() -> None:
+    home = Home()
+    server = home.listener()
+    for number in range(3):
+        client = home.tcp()
+        client.connect(("203.0.113.1", home.mapping(6)))
+        accepted, _ = server.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with pytest.raises(ConnectionResetError):
+            accepted.recv(1)
+        assert home.bridge.counters["reopened"] == number
+    assert home.bridge.counters["not_looked_up"] == 0
+
+
+@spaces.isolated
+@pytest.mark.parametrize("established", [True, False])
+def test_a_live_connection_goes_on_after_its_entry_is_gone_only_by_an_ack(established: bool) -> None:
+    """Behind a SYN what the inside host sends next is invalid to conntrack, and leaves untranslated."""
+    home = Home()
+    server = home.listener()
+    client = home.tcp()
+    outside = home.mapping(6)
+    client.connect(("203.0.113.1", outside))
+    accepted, _ = server.accept()
+    assert exchange(client, accepted, 1000)
+    flow = Flow(6, Endpoint(parse_address(ALICE), PORT), Endpoint(parse_address(EN), LOCAL))
+    home.bridge.forget(flow)
+    home.bridge.forget(flow)  # once more does no harm
+    with home.router:
+        runner.apply([Command(("iptables", "-t", "nat", "-I", "NATF-RT-POSTROUTING", *to_port(outside)))])
+    assert home.mapping(6, established=established) == outside
+    client.settimeout(2)
+    accepted.sendall(b"more")
+    if established:
+        assert client.recv(100) == b"more"
+        assert exchange(client, accepted, 100_000)
+    else:
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+
+
+def to_port(number: int) -> tuple[str, ...]:
+    """A rule by which the NAT chooses the port that the client of these tests still talks to."""
+    return ("-o", "natf0", "-p", "tcp", "-j", "SNAT", "--to-source", f"203.0.113.1:{number}")
 
 
 @spaces.isolated

@@ -60,7 +60,7 @@ class Bench:
                     self.dropped.append(dropped)
                 case WritePseudo(data):
                     self.written.append(data)
-                case ForgetMapping(inside):
+                case ForgetMapping(inside, _):
                     self.forgotten.append(inside)
                 case Inject(data, transaction):
                     self._answered(data, transaction)
