@@ -1,0 +1,199 @@
+"""The measurements: each asks a `Bed`, in alternating pairs, and returns plain values for the report. Seconds, bytes."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from natf_bsd.bench.bed import DOMAIN, EN, NAME, ROUTER, Bed
+from natf_bsd.bench.quantiles import quantiles
+from natf_bsd.config import EnConfig
+from natf_bsd.en.core import EnCore
+from natf_bsd.tables.nrt import NameRelation
+from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
+from natf_bsd.wire import build
+
+SIZES: Final = (64, 128, 256, 512, 1024, 1472)
+"""Bytes of a message: the paper's table 5."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of each: `pairs` of alternating measurements, `rounds` of connections in each, `seconds` of a stream,
+    `fresh` external nodes for cold connections, `entries` of the largest table."""
+
+    pairs: int
+    rounds: int
+    seconds: float
+    fresh: int
+    entries: int
+
+
+WHOLE: Final = Effort(pairs=5, rounds=200, seconds=1.0, fresh=5, entries=100_000)
+QUICK: Final = Effort(pairs=5, rounds=40, seconds=0.15, fresh=2, entries=10_000)
+
+
+def setup(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
+    """From connect() to established and to the first byte, cold and warm, and what NAT-f adds to a port forward."""
+    say("setup: a first connection through fresh external nodes")
+    cold = []
+    for _ in range(effort.fresh):
+        bed.restart_en()
+        cold.append(bed.client("setup", 1, *(way.target for way in bed.ways))[0])
+    bed.client("setup", 20, *(way.target for way in bed.ways))  # caches of both
+    warm, added = [], []
+    for pair in range(effort.pairs):
+        say(f"setup: {effort.rounds} connections each way, pair {pair + 1} of {effort.pairs}")
+        rounds = bed.client("setup", effort.rounds, *(way.target for way in bed.ways))
+        warm += rounds
+        added.append(_median_of(rounds, 1, 0) - _median_of(rounds, 0, 0))
+    parts = _breakdown(bed)
+    accounted = parts["total"] / statistics.median(added)
+    return {
+        "cold": {way.name: _connections([row[number] for row in cold]) for number, way in enumerate(bed.ways)},
+        "warm": {way.name: _connections([row[number] for row in warm]) for number, way in enumerate(bed.ways)},
+        "added_by_pair": added,
+        "added": statistics.median(added),
+        "breakdown": parts,
+        "breakdown_to_added": accounted,
+    }
+
+
+def _median_of(rounds: list[list[list[float]]], way: int, what: int) -> float:
+    return statistics.median(row[way][what] for row in rounds)
+
+
+def _connections(rows: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    return {"established": quantiles([row[0] for row in rows]), "first_byte": quantiles([row[1] for row in rows])}
+
+
+def _breakdown(bed: Bed) -> dict[str, float]:
+    """Medians of the trace points, in the parts of the paper's figure 7."""
+    en, router = bed.trace("en"), bed.trace("router")
+    of_router = {row["transaction"]: row["router"] for row in router["negotiations"]}
+    rows = [row for row in en["negotiations"] if row["transaction"] in of_router]
+    parts = {name: statistics.median(row[name] for row in rows) for name in ("negotiation_start", "resume", "total")}
+    at_router = statistics.median(of_router[row["transaction"]] for row in rows)
+    way = statistics.median(row["answer_wait"] - of_router[row["transaction"]] for row in rows)
+    found = {"answer_rewriting": statistics.median(en["answer_rewriting"])} if en["answer_rewriting"] else {}
+    return found | parts | {"router": at_router, "way_there_and_back": way}
+
+
+def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
+    """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward."""
+    rows = []
+    for protocol in "tcp", "udp":
+        for direction in "put", "get":
+            for size in SIZES:
+                say(f"throughput: {protocol}, {size} bytes, {direction}")
+                pairs = [[_speed(bed, protocol, direction, size, effort.seconds, way.target) for way in bed.ways] for _ in range(effort.pairs)]
+                rows.append(
+                    {
+                        "protocol": protocol,
+                        "direction": {"put": "from the external node", "get": "to the external node"}[direction],
+                        "size": size,
+                        **{way.name: statistics.median(pair[number] for pair in pairs) for number, way in enumerate(bed.ways)},
+                        "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
+                    }
+                )
+    return rows
+
+
+def _speed(bed: Bed, protocol: str, direction: str, size: int, seconds: float, target: str) -> float:
+    count, took = bed.client(protocol, direction, size, seconds, target)
+    return float(8 * count / took) if took else 0.0
+
+
+def latency(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
+    """Round trips of small datagrams on open flows."""
+    say("latency: round trips of datagrams")
+    rounds = [row for _ in range(effort.pairs) for row in bed.client("echo", 10 * effort.rounds, *(way.target for way in bed.ways))]
+    found = {way.name: quantiles([row[number] for row in rounds]) for number, way in enumerate(bed.ways)}
+    return found | {"added": found["NAT-f"]["median"] - found["port forward"]["median"]}
+
+
+def rate(bed: Bed, effort: Effort, say: Say) -> dict[str, float]:
+    """Mapping requests of new flows that one router answers in a second (RFC 9693's connection rate)."""
+    say("rate: mapping requests")
+    before = bed.processor_seconds("router")
+    answered, took = bed.client("ask", max(2.0, 4 * effort.seconds), EN, ROUTER, NAME, DOMAIN)
+    used = bed.processor_seconds("router") - before
+    return {"a_second": answered / took, "a_second_of_processor": answered / used if used else 0.0, "answered": answered}
+
+
+def scale(effort: Effort, say: Say) -> dict[str, Any]:
+    """Of an external node's core alone: memory of an entry, time of a packet, the longest sweep of expiry."""
+    rows = []
+    for count in (10, 1000, effort.entries):
+        say(f"scale: {count} names and flows")
+        rows.append(_scale_in_child(count))
+    say("scale: start of natf --help")
+    starts = []
+    for _ in range(effort.pairs):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "natf_bsd.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        starts.append(time.perf_counter() - began)
+    return {"tables": rows, "start_of_help": statistics.median(starts)}
+
+
+def _scale_in_child(count: int) -> dict[str, float]:
+    """In a process of its own: what one has taken it does not give back."""
+    program = f"import json; from natf_bsd.bench import measure; print(json.dumps(measure.fill({count})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    import json
+
+    return dict(json.loads(done.stdout))
+
+
+def fill(count: int) -> dict[str, float]:
+    """`count` names with a UDP flow each, then a packet each way of some, then all of them expire at once."""
+    core = EnCore(EnConfig((DOMAIN,), maximum_names=2 * count + 10, maximum_flows=2 * count + 10))
+    before = _resident()
+    relations = [core.names.learn(Name(f"host{n}", DOMAIN), [parse_address(ROUTER)], 60, 0.0) for n in range(count)]
+    names = _resident() - before
+    before = _resident()
+    flows = [_enter(core, number, relation) for number, relation in enumerate(relations)]
+    entries = _resident() - before
+    step = max(1, count // 1000)
+    packets = [Packet(bytearray(build.udp(flow.source, flow.destination, b"x" * 36)), Direction.OUT) for flow in flows[::step]]
+    began = time.perf_counter()
+    for packet in packets:
+        core.handle_outbound(packet, 1.0)
+    each = (time.perf_counter() - began) / len(packets)
+    longest, now = 0.0, 1e6
+    while (due := core.next_deadline()) is not None and due <= now:
+        began = time.perf_counter()
+        core.handle_timer(now)
+        longest = max(longest, time.perf_counter() - began)
+    return {
+        "entries": count,
+        "bytes_of_a_name": names / count,
+        "bytes_of_a_flow": entries / count,
+        "seconds_of_a_packet": each,
+        "longest_sweep": longest,
+    }
+
+
+def _enter(core: EnCore, number: int, relation: NameRelation) -> Flow:
+    flow = Flow(Protocol.UDP, Endpoint(parse_address(EN), 1024 + number % 60_000), Endpoint(relation.virtual, 5000))
+    mapped = Endpoint(parse_address(ROUTER), 1024 + number // 60_000)
+    core.vat.insert(flow, mapped, relation, lifetime=60, now=0.0)
+    core.names.acquire(relation)
+    return flow
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; the largest so far where that is all there is."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
