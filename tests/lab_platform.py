@@ -13,12 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.lab import Lab, LabProcess
-from natf_bsd.lab.topology import Topology
 
-L = TypeVar("L", Figure1Lab, Figure3Lab)
+L = TypeVar("L", Figure1Lab, Figure3Lab, BadLinkLab)
 
 ADDRESSES = "import socket, sys; print(*sorted({a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}))"
 
@@ -34,16 +33,19 @@ def resolve(lab: Lab, name: str, host: str = "en") -> str:
 
 
 _LOCK = ".lock"
-_KINDS: dict[str, type[Figure1Lab] | type[Figure3Lab]] = {"test-r": Figure1Lab, "test-h": Figure3Lab}
+_KINDS: dict[str, type[Figure1Lab] | type[Figure3Lab]] = {
+    "test-r": Figure1Lab,
+    "test-h": Figure3Lab,
+    "test-l": BadLinkLab,
+}
 """By the beginning of an instance's name."""
 
 
 @contextmanager
-def own_lab(kind: type[L], *topology: Topology) -> Iterator[L]:
-    """A lab of an instance that nobody else has, not up, with another `topology` than its own if one is given; inside,
-    other test runs do not take it for remains."""
+def own_lab(kind: type[L]) -> Iterator[L]:
+    """A lab of an instance that nobody else has, not up; inside, other test runs do not take it for remains."""
     begin = next(begin for begin, known in _KINDS.items() if known is kind)
-    lab = kind(f"{begin}{secrets.token_hex(4)}", *topology)
+    lab = kind(f"{begin}{secrets.token_hex(4)}")
     lock = lab.run_dir.with_suffix(_LOCK)
     with _held(lock):
         yield lab

@@ -1,1 +1,1 @@
-"""`natf bench`: what NAT-f costs, beside a static port forward of the same router, in one run on the lab of figure 1."""
+"""`natf bench`: what NAT-f costs, beside a static port forward of the same router, in one run on one lab."""

@@ -1,4 +1,4 @@
-"""Load makers, the same for every way: `python -m natf_bsd.bench.load serve|setup|tcp|udp|echo|ask ...` on a lab's host.
+"""Load makers, the same for every way: `python -m natf_bsd.bench.load serve|setup|tcp|udp|echo|ask ...` on a host.
 
 A client prints one JSON value. Bytes are counted where they arrive.
 """

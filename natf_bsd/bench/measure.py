@@ -1,7 +1,8 @@
-"""The measurements: each asks a `Bed`, in alternating pairs, and returns plain values for the report. Seconds, bytes."""
+"""The measurements: each asks a `Bed`, in alternating pairs, and returns plain values for the report (s, bytes)."""
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 from natf_bsd.bench.bed import DOMAIN, EN, NAME, ROUTER, Bed
@@ -87,23 +89,27 @@ def _breakdown(bed: Bed) -> dict[str, float]:
     return found | parts | {"router": at_router, "way_there_and_back": way}
 
 
+_DIRECTIONS: Final = {"put": "from the external node", "get": "to the external node"}
+
+
 def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward."""
     rows = []
-    for protocol in "tcp", "udp":
-        for direction in "put", "get":
-            for size in SIZES:
-                say(f"throughput: {protocol}, {size} bytes, {direction}")
-                pairs = [[_speed(bed, protocol, direction, size, effort.seconds, way.target) for way in bed.ways] for _ in range(effort.pairs)]
-                rows.append(
-                    {
-                        "protocol": protocol,
-                        "direction": {"put": "from the external node", "get": "to the external node"}[direction],
-                        "size": size,
-                        **{way.name: statistics.median(pair[number] for pair in pairs) for number, way in enumerate(bed.ways)},
-                        "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
-                    }
-                )
+    for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, SIZES):
+        say(f"throughput: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
+        pairs = [
+            [_speed(bed, protocol, direction, size, effort.seconds, way.target) for way in bed.ways]
+            for _ in range(effort.pairs)
+        ]
+        rows.append(
+            {
+                "protocol": protocol,
+                "direction": _DIRECTIONS[direction],
+                "size": size,
+                **{way.name: statistics.median(pair[place] for pair in pairs) for place, way in enumerate(bed.ways)},
+                "ratio": statistics.median(natf / forward for forward, natf in pairs),
+            }
+        )
     return rows
 
 
@@ -115,7 +121,11 @@ def _speed(bed: Bed, protocol: str, direction: str, size: int, seconds: float, t
 def latency(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
     """Round trips of small datagrams on open flows."""
     say("latency: round trips of datagrams")
-    rounds = [row for _ in range(effort.pairs) for row in bed.client("echo", 10 * effort.rounds, *(way.target for way in bed.ways))]
+    rounds = [
+        row
+        for _ in range(effort.pairs)
+        for row in bed.client("echo", 10 * effort.rounds, *(way.target for way in bed.ways))
+    ]
     found = {way.name: quantiles([row[number] for row in rounds]) for number, way in enumerate(bed.ways)}
     return found | {"added": found["NAT-f"]["median"] - found["port forward"]["median"]}
 
@@ -126,7 +136,11 @@ def rate(bed: Bed, effort: Effort, say: Say) -> dict[str, float]:
     before = bed.processor_seconds("router")
     answered, took = bed.client("ask", max(2.0, 4 * effort.seconds), EN, ROUTER, NAME, DOMAIN)
     used = bed.processor_seconds("router") - before
-    return {"a_second": answered / took, "a_second_of_processor": answered / used if used else 0.0, "answered": answered}
+    return {
+        "a_second": answered / took,
+        "a_second_of_processor": answered / used if used else 0.0,
+        "answered": answered,
+    }
 
 
 def scale(effort: Effort, say: Say) -> dict[str, Any]:
@@ -148,8 +162,6 @@ def _scale_in_child(count: int) -> dict[str, float]:
     """In a process of its own: what one has taken it does not give back."""
     program = f"import json; from natf_bsd.bench import measure; print(json.dumps(measure.fill({count})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    import json
-
     return dict(json.loads(done.stdout))
 
 
@@ -163,7 +175,9 @@ def fill(count: int) -> dict[str, float]:
     flows = [_enter(core, number, relation) for number, relation in enumerate(relations)]
     entries = _resident() - before
     step = max(1, count // 1000)
-    packets = [Packet(bytearray(build.udp(flow.source, flow.destination, b"x" * 36)), Direction.OUT) for flow in flows[::step]]
+    packets = [
+        Packet(bytearray(build.udp(flow.source, flow.destination, b"x" * 36)), Direction.OUT) for flow in flows[::step]
+    ]
     began = time.perf_counter()
     for packet in packets:
         core.handle_outbound(packet, 1.0)

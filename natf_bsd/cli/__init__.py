@@ -47,7 +47,7 @@ def main(context: click.Context, config: Path, verbose: bool) -> None:
 
 
 def _register() -> None:
-    from natf_bsd.cli import act, daemons, ddns, doctor, lab
+    from natf_bsd.cli import act, bench, daemons, ddns, doctor, lab
 
     for command in (
         daemons.en,
@@ -60,6 +60,7 @@ def _register() -> None:
         doctor.doctor,
         lab.lab,
         lab.demo,
+        bench.bench,
     ):
         main.add_command(command)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from natf_bsd.lab.daemons import DaemonLab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.lab.platform import FIRST_INSTANCE
-from natf_bsd.lab.topology import FIGURE1, Topology
+from natf_bsd.lab.topology import FIGURE1, Topology, with_bad_link
 
 ACT = """\
 # name   address      action
@@ -79,3 +79,10 @@ class Figure1Lab(DaemonLab):
         if role == "router":
             return self._router_settings(role, self.act)
         return self._en_settings(role, "eth0", list(self.topology.zone.domains))
+
+
+class BadLinkLab(Figure1Lab):
+    """Figure 1 with a host "link" between the router and the public segment, for `bad_link` to run on."""
+
+    def __init__(self, instance: str) -> None:
+        super().__init__(instance, with_bad_link(FIGURE1))

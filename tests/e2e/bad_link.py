@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from natf_bsd.errors import WireError
 from natf_bsd.lab import bad_link
 from natf_bsd.lab.capture import CapturedPacket
-from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.lab.link import GOOD, Link
-from natf_bsd.lab.topology import FIGURE1, with_bad_link
 from natf_bsd.wire import icmp, message
 from tests.lab_platform import own_lab
 
@@ -198,7 +197,7 @@ def main() -> None:
     if reason := Figure1Lab.is_supported():
         sys.exit(reason)
     for link in GOOD, BAD:
-        with own_lab(Figure1Lab, with_bad_link(FIGURE1)) as lab, lab:
+        with own_lab(BadLinkLab) as lab, lab:
             lab.start_router()
             lab.start_en()
             sys.stdout.writelines([*report(link, connections(lab, link)), "\n"])

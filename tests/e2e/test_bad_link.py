@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.link import Link
-from natf_bsd.lab.topology import FIGURE1, with_bad_link
 from natf_bsd.types import Protocol
 from natf_bsd.wire import packet
 from tests.e2e.bad_link import BAD, TCP_FLOWS, UDP_FLOWS, Found, connections, counted, linked
@@ -33,7 +32,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Figure1Lab]:
     remove_remains()
-    with own_lab(Figure1Lab, with_bad_link(FIGURE1)) as lab, lab:
+    with own_lab(BadLinkLab) as lab, lab:
         yield lab
 
 

@@ -31,6 +31,7 @@ LAYERS = (
     "en.node router.node",
     "en.daemon router.daemon",
     "lab",
+    "bench",
     "cli",
 )
 """From the bottom. A part imports itself and what is below it, not its neighbour; the longest name that fits counts."""

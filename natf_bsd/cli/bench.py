@@ -1,0 +1,41 @@
+"""`natf bench`: what NAT-f costs on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PARTS = ("setup", "latency", "rate", "throughput", "scale")
+
+
+@click.command(short_help="Measure what NAT-f costs, here.")
+@click.argument("parts", nargs=-1, type=click.Choice(_PARTS))
+@click.option("--quick", is_flag=True, help="Less of everything: under two minutes.")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="Write report.json and report.md there too."
+)
+def bench(parts: tuple[str, ...], quick: bool, output: Path | None) -> None:
+    """Measure PARTS (all by default: setup latency rate throughput scale) on the lab of figure 1, beside a static port
+    forward of the same router, and print the report. Linux, as root. Nothing is left behind."""
+    from natf_bsd.bench import bed, measure, report
+
+    effort = measure.QUICK if quick else measure.WHOLE
+    wanted = parts or _PARTS
+    found: dict[str, Any] = {"command": report.command_line(), "machine": report.circumstances()}
+
+    def say(text: object) -> None:
+        click.echo(f"... {text}", err=True)
+
+    if set(wanted) - {"scale"}:
+        with bed.made() as ground:
+            for name in wanted:
+                if name != "scale":
+                    found[name] = getattr(measure, name)(ground, effort, say)
+    if "scale" in wanted:
+        found["scale"] = measure.scale(effort, say)
+    click.echo("".join(report.markdown(found)))
+    if output is not None:
+        for path in report.write(found, output):
+            click.echo(f"wrote {path}", err=True)
