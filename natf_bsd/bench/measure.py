@@ -39,7 +39,7 @@ class Effort:
     entries: int
 
 
-WHOLE: Final = Effort(pairs=5, rounds=200, seconds=1.0, fresh=5, entries=100_000)
+WHOLE: Final = Effort(pairs=5, rounds=200, seconds=0.5, fresh=5, entries=100_000)
 QUICK: Final = Effort(pairs=5, rounds=40, seconds=0.15, fresh=2, entries=10_000)
 
 

@@ -59,8 +59,11 @@ class RouterNode:
 
     def _read_requests(self) -> None:
         arrived = precise()
+        before = self.core.pending
         for packet in self._ports.control.recv_batch(_BATCH):
             self._perform(self.core.handle_request(packet, self._now()), arrived)
+        if self.core.pending > before:
+            self._read_captured()  # netfilter's NAT is done when the write returns: a turn of the loop saved
 
     def _read_captured(self) -> None:
         for data in self._ports.bridge.read_batch():

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 
 from natf_bsd.errors import AuthError
-from natf_bsd.wire.message import AUTH_CODE, message_length, walk_options
+from natf_bsd.wire.message import AUTH_CODE, HEADER, message_length, walk_options
 
 _AUTH = struct.Struct("!BB8sQ16s")  # option type, length of value, key id, time in ms since 1970, MAC
 _VALUE = struct.Struct("!8sQ16s")
@@ -65,8 +65,11 @@ def verify(message: bytes, keys: Mapping[bytes, bytes], now_ms: int, window_ms: 
 
 def _find(message: bytes) -> int | None:
     """Offset of the AUTH option, None without one; AuthError when it is not the last, or not of its size."""
+    end = message_length(message)
+    if message.find(AUTH_CODE, HEADER.size, end) < 0:
+        return None  # as most: no byte of its type at all
     at = next((at for at, code, _ in walk_options(message) if code == AUTH_CODE), None)
-    if at is not None and at + AUTH_SIZE != message_length(message):
+    if at is not None and at + AUTH_SIZE != end:
         raise AuthError(f"the AUTH option at {at} is not the last {AUTH_SIZE} bytes of the message")
     return at
 
