@@ -167,9 +167,12 @@ def _scale_in_child(count: int) -> dict[str, float]:
 
 def fill(count: int) -> dict[str, float]:
     """`count` names with a UDP flow each, then a packet each way of some, then all of them expire at once."""
-    core = EnCore(EnConfig((DOMAIN,), maximum_names=2 * count + 10, maximum_flows=2 * count + 10))
+    # Four, since one has 254 x 256 virtual addresses (DESIGN.md section 4).
+    homes = tuple(f"home{number}.example.net" for number in range(4))
+    core = EnCore(EnConfig(homes, maximum_names=2 * count + 10, maximum_flows=2 * count + 10))
+    router = [parse_address(ROUTER)]
     before = _resident()
-    relations = [core.names.learn(Name(f"host{n}", DOMAIN), [parse_address(ROUTER)], 60, 0.0) for n in range(count)]
+    relations = [core.names.learn(Name(f"host{n}", homes[n % 4]), router, 60, 0.0) for n in range(count)]
     names = _resident() - before
     before = _resident()
     flows = [_enter(core, number, relation) for number, relation in enumerate(relations)]

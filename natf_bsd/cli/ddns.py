@@ -25,6 +25,14 @@ def run(path: Path) -> None:
 
 
 @ddns.command()
+@click.pass_obj
+def check(path: Path) -> None:
+    """Say what is wrong with section [ddns] and its key; ask nobody."""
+    settings = configuration.load(path).need_ddns()
+    click.echo(f"ddns: nothing stands in the way of {', '.join(settings.names)}")
+
+
+@ddns.command()
 @click.option("--remove", is_flag=True, help="Leave the names without an address.")
 @click.pass_obj
 def update(path: Path, remove: bool) -> None:

@@ -12,7 +12,7 @@ from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.types import Endpoint, Flow, Protocol
 from natf_bsd.wire.packet import TCP_FIN, TCP_RST, TCP_SYN, Rewrite
 
-MAXIMUM = 131072  # flows; about 2 kB each
+MAXIMUM = 131072  # flows; about 1.5 kB each (natf bench scale)
 
 TCP_OPENING = 300.0  # s; router's lifetime before a connection is established (paper 4; libalias, FREEBSD.md 4.2)
 TCP_HALF_CLOSED = 240.0  # s; RFC 5382 REQ-5, transitory connections. NATs forget sooner (libalias 90, netfilter 120)

@@ -46,7 +46,7 @@ class Machine:
             "/var/run/natf}": f"{self.run_dir}}}",
         }
         self._install(ROOT / "rc.d" / "natf.subr", self._prefix / "libexec" / "natf" / "natf.subr", 3)
-        for role in ROLES:
+        for role in (*ROLES, "ddns"):
             self._install(ROOT / "rc.d" / f"natf_{role}", self._bin / f"natf_{role}", 2)
         self.tell(
             release=release,
@@ -55,7 +55,10 @@ class Machine:
             calls="",
             processes="",
             run_dir=str(self.run_dir),
-            **{"security.jail.jailed": "0\n", "rc.conf": "natf_en_enable=YES\nnatf_router_enable=YES\n"},
+            **{
+                "security.jail.jailed": "0\n",
+                "rc.conf": "natf_en_enable=YES\nnatf_router_enable=YES\nnatf_ddns_enable=YES\n",
+            },
         )
 
     def _install(self, source: Path, target: Path, least: int) -> None:
