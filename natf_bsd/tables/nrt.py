@@ -11,7 +11,7 @@ from natf_bsd.tables.expiring import Table
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Name, format_address
 
-MAXIMUM = 65536  # names; about 1 kB each
+MAXIMUM = 65536  # names; about 1.5 kB each (natf bench scale)
 MINIMUM_TTL = 60.0  # s; providers of dynamic DNS go down to 0, while an application uses its answer for a while
 MAXIMUM_TTL = 86400.0  # s; RFC 8767 section 4 and RFC 2308 section 5 suggest days; a router's address changes sooner
 QUARANTINE = 3600.0  # s; applications keep an address longer than its TTL; nobody else gets it meanwhile
