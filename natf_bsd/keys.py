@@ -29,19 +29,27 @@ def load_key(path: Path) -> Key:
 
     NatfError when it cannot be read or others may read it, ConfigError for another content.
     """
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096).strip()
-    except OSError as error:
-        raise NatfError(f"{path}: {error.strerror}; expected a key file (natf key makes one)") from None
-    if mode & 0o077:
-        raise NatfError(f"{path}: mode {mode:04o} lets others at this key; expected 0600 (chmod 600 {path})")
+    text = read_private(path, "natf key").strip()
     if not (found := _FILE.fullmatch(text)):
         raise ConfigError(
             path, 1, "expected 16 hex digits of key id, a colon, 32 to 128 hex digits of secret, and nothing else"
         )
     return Key(bytes.fromhex(found[1]), bytes.fromhex(found[2]))
+
+
+def read_private(path: Path, made_by: str) -> str:
+    """The beginning of a key file, which the command `made_by` makes; NatfError when it cannot be read, or by others
+    too.
+    """
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(4096)
+    except OSError as error:
+        raise NatfError(f"{path}: {error.strerror}; expected a key file ({made_by} makes one)") from None
+    if mode & 0o077:
+        raise NatfError(f"{path}: mode {mode:04o} lets others at this key; expected 0600 (chmod 600 {path})")
+    return text
 
 
 def make_key(path: Path) -> Key:

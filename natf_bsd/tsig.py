@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from natf_bsd.errors import ConfigError, NatfError
+from natf_bsd.errors import ConfigError
+from natf_bsd.keys import read_private
 
 ALGORITHMS: Final = ("hmac-sha256", "hmac-sha384", "hmac-sha512", "hmac-sha224", "hmac-sha1", "hmac-md5")
 
@@ -33,15 +32,7 @@ class TsigKey:
 
 def load_tsig_key(path: Path) -> TsigKey:
     """The key in `path`. NatfError when it cannot be read or others may read it, ConfigError for another content."""
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096)
-    except OSError as error:
-        raise NatfError(f"{path}: {error.strerror}; expected a key file (tsig-keygen makes one)") from None
-    if mode & 0o077:
-        raise NatfError(f"{path}: mode {mode:04o} lets others at this key; expected 0600 (chmod 600 {path})")
-    if not (found := _FILE.fullmatch(text)):
+    if not (found := _FILE.fullmatch(read_private(path, "tsig-keygen"))):
         raise ConfigError(path, 1, _EXPECTED)
     if found["algorithm"] not in ALGORITHMS:
         text = f"algorithm {found['algorithm']}: expected one of {', '.join(ALGORITHMS)}"

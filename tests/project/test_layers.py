@@ -15,7 +15,8 @@ MODULES = {
 }
 LAYERS = (
     "types errors",
-    "names keys tsig counters",
+    "names keys counters",
+    "tsig",
     "wire",
     "tables",
     "dns natd_bridge.pseudo",
