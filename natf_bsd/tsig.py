@@ -12,7 +12,8 @@ from typing import Final
 from natf_bsd.errors import ConfigError
 from natf_bsd.keys import read_private
 
-ALGORITHMS: Final = ("hmac-sha256", "hmac-sha384", "hmac-sha512", "hmac-sha224", "hmac-sha1", "hmac-md5")
+ALGORITHMS: Final = ("hmac-sha256", "hmac-sha384", "hmac-sha512", "hmac-sha224", "hmac-sha1")
+"""Not MD5, which RFC 8945 says must not be used any more (section 6)."""
 
 _FILE: Final = re.compile(
     r'\s*key\s+"?(?P<name>[A-Za-z0-9._-]+)"?\s*\{\s*'

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dns.name
+import dns.update
 import pytest
 
 from natf_bsd.errors import ConfigError, NatfError
-from natf_bsd.tsig import load_tsig_key
+from natf_bsd.tsig import ALGORITHMS, load_tsig_key
 
 # tsig-keygen natf (BIND 9.18)
 WRITTEN = """\
@@ -29,6 +31,14 @@ def test_what_tsig_keygen_writes_is_read(tmp_path: Path) -> None:
     key = load_tsig_key(key_file(tmp_path, WRITTEN))
     assert (key.name, key.algorithm, key.secret) == ("natf", "hmac-sha256", b"secret of 32 bytes, as it is made..")
     assert "secret" not in repr(key)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_dnspython_signs_with_every_algorithm_that_is_taken(tmp_path: Path, algorithm: str) -> None:
+    key = load_tsig_key(key_file(tmp_path, WRITTEN.replace("hmac-sha256", algorithm)))
+    signed = dns.update.UpdateMessage("example.net")
+    signed.use_tsig({dns.name.from_text(key.name): key.secret}, algorithm=dns.name.from_text(key.algorithm))
+    assert algorithm.encode() in signed.to_wire()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
