@@ -32,7 +32,7 @@ RUN_DIR = Path("/var/run/natf" if sys.platform.startswith("freebsd") else "/run/
 STATE_DIR = Path("/var/db/natf" if sys.platform.startswith("freebsd") else "/var/lib/natf")
 DEFAULT_ACT = DEFAULT_PATH.with_name("natf.act")
 
-_MARK = 0x4E000000
+DEFAULT_MARK = 0x4E000000
 """'N' in the highest byte, the part of a packet's mark that is ours on Linux; the other bits stay the site's own."""
 
 
@@ -66,7 +66,9 @@ class EnConfig:
     """Linux: answers for inside hosts."""
     tun: str = "natf1"
     """Linux: the device through which inside hosts are served."""
-    mark: int = _MARK
+    kernel_path: bool | None = None
+    """Whether the kernel translates the flows of this host's own programs; none: where it can."""
+    mark: int = DEFAULT_MARK
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
     resolvers: tuple[Address, ...] = ()
@@ -107,7 +109,7 @@ class RouterConfig:
     tun: str = "natf0"
     route_table: int = 78
     """Linux: our own routing table, for packets from the TUN device only."""
-    mark: int = _MARK
+    mark: int = DEFAULT_MARK
     run_dir: Path = RUN_DIR
     keys: tuple[Key, ...] = ()
 
@@ -359,6 +361,7 @@ _EN_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "gateway": (_boolean, "true or false"),
     "inside_queue": _QUEUE,
     "tun": _OUTER,
+    "kernel_path": (_boolean, "true or false"),
     "mark": _OUR_MARK,
     "run_dir": _ABSOLUTE,
     "state_dir": _ABSOLUTE,

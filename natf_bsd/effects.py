@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from natf_bsd.types import Address, Flow, Packet
+from natf_bsd.types import Address, Endpoint, Flow, Packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,24 @@ class Send:
     """Put the packet back where it was, with its bytes as they are now."""
 
     packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Let the kernel translate `flow`, G1:s -> V1:d, to `mapped`, G2:m, from now on, and its answers back. It begins
+    with `packets`, which go on as they are. `not_handed_over` gets what the kernel does not take.
+    """
+
+    flow: Flow
+    mapped: Endpoint
+    packets: tuple[Packet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """Let the kernel translate `flow` no longer."""
+
+    flow: Flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +102,6 @@ class Admit:
     routers: tuple[Address, ...]
 
 
-Effect: TypeAlias = Send | Drop | Inject | SendControl | Resumed | WritePseudo | ForgetMapping | Save | Admit
+Effect: TypeAlias = (
+    Send | HandOver | TakeBack | Drop | Inject | SendControl | Resumed | WritePseudo | ForgetMapping | Save | Admit
+)

@@ -194,8 +194,7 @@ def cleanup(path: Path, role: str | None) -> None:
         settings = configuration.Config(path)
     platform = this_platform()
     run_dirs = {name: run_dir for name, run_dir in _run_dirs_of(settings).items() if role in (name, None)}
-    router = settings.router or configuration.RouterConfig()
-    remains = {name: platform.remains(name, router) for name in run_dirs}
+    remains = {name: platform.remains(name, settings) for name in run_dirs}
     failures = clean_up(remains, run_dirs, platform.settings)
     for failure in failures:
         click.echo(f"not removed: {failure}", err=True)

@@ -16,7 +16,10 @@ SOL_NETLINK: Final = 270  # linux/socket.h
 NETLINK_NO_ENOBUFS: Final = 5  # linux/netlink.h
 
 NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
 NLM_F_REQUEST: Final = 1
+NLM_F_DUMP_INTR: Final = 0x10
+NLM_F_DUMP: Final = 0x300
 
 HEADER: Final = struct.Struct("=IHHII")  # length with header, type, flags, sequence, port id
 ATTRIBUTE: Final = struct.Struct("=HH")  # length with header, type

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from natf_bsd.config import EnConfig
 from natf_bsd.counters import Counters
-from natf_bsd.effects import Drop, Effect, Inject, Resumed, Save, Send
+from natf_bsd.datapath import Carried, Gone, Report
+from natf_bsd.effects import Drop, Effect, HandOver, Inject, Resumed, Save, Send, TakeBack
 from natf_bsd.en import saved
 from natf_bsd.en.counts import COUNTERS
 from natf_bsd.en.held import HeldPackets
@@ -81,6 +82,8 @@ class EnCore:
         self._negotiations = Negotiations(config.keys, self.counters, token, lambda: self.epoch_offset)
         self.peers = self._negotiations.peers
         self.refusals = Refusals()
+        self.kernel_ways: tuple[object, ...] = ()
+        """Handles whose flows the kernel translates once they have a mapping; the shell knows which."""
         self.heard: deque[str] = deque(maxlen=_HEARD)
         """The latest refusals in their routers' own words, the newest last."""
         self._unconfirmed: set[bytes] = set()
@@ -119,9 +122,13 @@ class EnCore:
         ):
             return self._begin_again(entry, packet, key, now)
         entry.note_out(flags, now)
-        entry.out_rewrite.apply(data)
-        self.counters.add("out.sent.translated")
-        effects: list[Effect] = [Send(packet)]
+        effects: list[Effect] = []
+        if packet.handle in self.kernel_ways:  # the kernel has forgotten the flow, or it is a SYN sent again
+            effects += self._hand_over(entry, [packet])
+        else:
+            entry.out_rewrite.apply(data)
+            self.counters.add("out.sent.translated")
+            effects.append(Send(packet))
         if key in self._unconfirmed or entry.renew_due(now):
             effects += self._renew(entry, key, now)
         return effects
@@ -247,17 +254,21 @@ class EnCore:
         if not packets and known is None:
             return []  # the flow ended while it was being renewed
         changed = known is None or (known.mapped, known.lifetime, known.direct) != (mapped, lifetime, direct)
+        effects = self._take_back(known) if known is not None and known.mapped != mapped else []
         try:
             entry = self._entry(flow, mapped, lifetime, direct, now)
         except (TableFull, KeyError):
-            return self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
-        effects: list[Effect] = []
+            return effects + self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
         for packet in packets:
             entry.way = packet.handle
             entry.note_out(wire.tcp_flags(packet.data), now)
-            entry.out_rewrite.apply(packet.data)
-            self.counters.add("out.sent.released")
-            effects.append(Send(packet))
+        if entry.way in self.kernel_ways:
+            effects += self._hand_over(entry, packets)
+        else:
+            for packet in packets:
+                entry.out_rewrite.apply(packet.data)
+                self.counters.add("out.sent.released")
+                effects.append(Send(packet))
         if changed:
             effects.append(Save(saved.flow_record(entry)))
         return effects
@@ -277,6 +288,54 @@ class EnCore:
         entry = self.vat.insert(flow, mapped, relation, lifetime=lifetime, direct=direct, now=now)
         self.names.acquire(relation)
         return entry
+
+    # The kernel's part: established flows.
+
+    def _hand_over(self, entry: VatEntry, packets: Sequence[Packet]) -> list[Effect]:
+        if not packets:
+            return []
+        entry.in_kernel = True
+        self.counters.add("out.sent.handed_over", len(packets))
+        return [HandOver(entry.flow, entry.mapped, tuple(packets))]
+
+    def _take_back(self, entry: VatEntry) -> list[Effect]:
+        if not entry.in_kernel:
+            return []
+        entry.in_kernel = False
+        return [TakeBack(entry.flow)]
+
+    def not_handed_over(self, flow: Flow, packets: Sequence[Packet]) -> list[Effect]:
+        """The kernel did not take `flow` nor the packets it was to begin with."""
+        entry = self.vat.by_out(flow.key)
+        if entry is not None:
+            entry.in_kernel = False
+        self.counters.add("out.sent.handed_over", -len(packets))
+        return self._reject(packets, Reaction.UNREACHABLE, "out.drop.kernel")
+
+    def handle_report(self, report: Report, now: float) -> list[Effect]:
+        """What the kernel says of a flow: that it is in use keeps its entry alive, as its packets would."""
+        entry = self.vat.by_out(report.key)
+        if isinstance(report, Gone):
+            if entry is not None:
+                entry.in_kernel = False
+            return []
+        if entry is None or entry.mapped != report.mapped or not self._may_be_in_kernel(entry):
+            return [TakeBack(wire.flow_of_key(report.key))]  # of an earlier run, or of an earlier mapping
+        entry.in_kernel = True
+        return self._carried(entry, report, now)
+
+    def _may_be_in_kernel(self, entry: VatEntry) -> bool:
+        """Of a restored flow that is no open connection, the router is asked before another packet is sent."""
+        return entry.out_key not in self._unconfirmed or entry.state is TcpState.ESTABLISHED
+
+    def _carried(self, entry: VatEntry, report: Carried, now: float) -> list[Effect]:
+        key = report.key
+        if report.inward and entry.suspect:
+            self._negotiations.called_off(key)
+        entry.note_carried(report.out, report.inward, report.fins, reset=report.reset, since=report.since, now=now)
+        if (report.out or report.inward) and (key in self._unconfirmed or entry.renew_due(now)):
+            return self._renew(entry, key, now)
+        return []
 
     def _refused(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
         entry = self.vat.by_out(key)
@@ -345,13 +404,22 @@ class EnCore:
         entry = self.vat.by_in(quoted.reversed().key) if quoted else None
         if entry is None:
             return self._inbound_unknown(packet)
-        effects: list[Effect] = [Send(packet)]
         # A packet that expired on the router never got to V1, and says nothing of the mapping: traceroute sees G2.
         for_inside = wire.source(data) == entry.mapped.address and not wire.is_expired_in_transit(data)
-        wire.QuotedRewrite(
+        translate = wire.QuotedRewrite(
             outer_source=(entry.mapped.address, entry.flow.destination.address) if for_inside else None,
             quoted_destination=(entry.mapped, entry.flow.destination),
-        ).apply(data)
+        )
+        effects: list[Effect] = []
+        if not entry.in_kernel:
+            translate.apply(data)
+            effects.append(Send(packet))
+        elif for_inside:
+            effects.append(Send(packet))  # the kernel translates it
+        else:
+            error = bytearray(data)
+            translate.apply(error)
+            effects += [Drop(packet), Inject(bytes(error))]  # the kernel would give it V1 as its source
         self.counters.add("in.sent.error")
         if for_inside and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
             effects += self._renew(entry, entry.flow.key, now)
@@ -462,6 +530,7 @@ class EnCore:
         """What follows from the removal of VAT entries, for whatever reason they went."""
         effects: list[Effect] = []
         for entry in self._removed_flows:
+            effects += self._take_back(entry)
             self._unconfirmed.discard(entry.flow.key)
             self.names.release(entry.relation, now)
             effects.append(Save(saved.flow_gone(entry)))

@@ -64,6 +64,7 @@ class EnDaemon:
         self._flush_at: float | None = None
         self._watch_at = 0.0
         self._keep_at = 0.0
+        self._stays = False
 
     def run(self) -> None:
         config = self._config
@@ -87,6 +88,8 @@ class EnDaemon:
             self._restore()
             self._node = EnNode(self._core, self._side, self._side.open(stack), self._save)
             stack.callback(self._node.shutdown)
+            stack.callback(self._forget)
+            self._node.look()  # what the kernel has of an earlier run
             self._node.addresses_changed()
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
@@ -108,7 +111,7 @@ class EnDaemon:
         try:
             self._loop.run()
         except RestartNeeded:
-            self._installed.stay()
+            self._stay()
             raise
 
     def _listen(self) -> None:
@@ -123,7 +126,7 @@ class EnDaemon:
         rules themselves, and they keep the kernel from answering a mapped connection's packets with a RST.
         """
         log.info("external node stops for a restart; virtual addresses are refused meanwhile")
-        self._installed.stay()
+        self._stay()
         self._loop.stop()
 
     def _restore(self) -> None:
@@ -166,7 +169,7 @@ class EnDaemon:
     # Time.
 
     def _next_deadline(self) -> float | None:
-        deadlines = (self._core.next_deadline(), self._flush_at, self._watch_at, self._guard.next_deadline())
+        deadlines = (self._node.next_deadline(), self._flush_at, self._watch_at, self._guard.next_deadline())
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def _tick(self, now: float) -> None:
@@ -183,11 +186,21 @@ class EnDaemon:
         self._guard.tick(now)
         self._node.tick(now)
 
+    def _forget(self) -> None:
+        """Flows that the kernel carries end with us, unless the next daemon takes them over."""
+        if not self._stays:
+            self._node.forget()
+
+    def _stay(self) -> None:
+        self._installed.stay()
+        self._stays = True
+
     def _reload(self, request: dict[str, Any]) -> dict[str, object]:
         """Look at the firewall now, not within seconds: somebody has just set it anew."""
         return {"healed": self._guard.look_now()}
 
     def _status(self, request: dict[str, Any]) -> dict[str, object]:
+        self._node.look()
         return {
             "role": "en",
             "process": os.getpid(),

@@ -9,11 +9,13 @@ It waits for nothing: whoever runs it calls a reader when its descriptor is read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from natf_bsd.datapath import KernelPath, Report
 from natf_bsd.divert import Divert, held_by
-from natf_bsd.effects import Admit, Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.effects import Admit, Drop, Effect, HandOver, Inject, Resumed, Save, Send, SendControl, TakeBack
 from natf_bsd.en.core import EnCore
 from natf_bsd.ops.interfaces import is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
@@ -43,6 +45,9 @@ class EnNode:
         self._ports = ports
         self._save = save
         self._now = now
+        self._kernel = ports.own.kernel
+        if self._kernel is not None:
+            core.kernel_ways = (ports.own.out,)
 
     def readers(self) -> Iterator[tuple[HasFileno, Callable[[], None]]]:
         """What to wait for, and what to call then."""
@@ -52,13 +57,34 @@ class EnNode:
             yield way.out, partial(self._read, way.out, self.core.handle_outbound)
             yield way.inward, partial(self._read, way.inward, self.core.handle_inbound)
         yield self._ports.control, self._read_control
+        if self._kernel is not None:
+            yield self._kernel, partial(self._read_kernel, self._kernel)
 
     def tick(self, now: float) -> None:
         self._perform(self.core.handle_timer(now), precise())
+        if self._kernel is not None:
+            self._kernel.tick(now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do next (monotonic seconds), None if never."""
+        deadline = self.core.next_deadline()
+        if self._kernel is None or not len(self.core.vat):
+            return deadline
+        return min(self._kernel.next_deadline(), deadline or math.inf)
+
+    def look(self) -> None:
+        """Bring the tables up to date with what the kernel has carried."""
+        if self._kernel is not None:
+            self._heed(self._kernel.look())
 
     def addresses_changed(self) -> None:
         """The outer interface has another address, or the flows may be those of an earlier run."""
         self._perform(self.core.addresses_changed(is_local, self._now()))
+
+    def forget(self) -> None:
+        """Let the kernel translate nothing any longer."""
+        if self._kernel is not None:
+            self._kernel.forget()
 
     def shutdown(self) -> None:
         """Let go of what is held."""
@@ -72,7 +98,8 @@ class EnNode:
         ports = self._ports
         inside = {} if ports.inside is None else _counters(ports.inside, "inside_")
         outward = {} if ports.outward is ports.own.injector else {"outward": ports.outward.counters}
-        return looks | _counters(ports.own, "") | outward | inside | {"control": ports.control.counters}
+        kernel = {} if self._kernel is None else {"kernel": self._kernel.counters}
+        return looks | _counters(ports.own, "") | outward | inside | kernel | {"control": ports.control.counters}
 
     def _read_dns(self, dns: Divert) -> None:
         """Routers are admitted at once for all answers that wait: it may cost a process, and web pages choose names."""
@@ -99,11 +126,23 @@ class EnNode:
         for source, data in self._ports.control.recv_batch(_BATCH):
             self._perform(self.core.handle_control(source, data, self._now()), arrived)
 
+    def _read_kernel(self, kernel: KernelPath) -> None:
+        self._heed(kernel.receive())
+
+    def _heed(self, reports: list[Report]) -> None:
+        now = self._now()
+        for report in reports:
+            self._perform(self.core.handle_report(report, now))
+
     def _perform(self, effects: Iterable[Effect], arrived: float = 0.0) -> None:
         """Do what the core asks, in order."""
         for effect in effects:
             if isinstance(effect, Send):
                 held_by(effect.packet).send(effect.packet)
+            elif isinstance(effect, HandOver):
+                self._hand_over(effect)
+            elif isinstance(effect, TakeBack):
+                self._carrier().take_back(effect.flow)
             elif isinstance(effect, Drop):
                 held_by(effect.packet).drop(effect.packet)
             elif isinstance(effect, SendControl):
@@ -118,6 +157,20 @@ class EnNode:
                 self._save(effect.record)
             else:
                 raise TypeError(f"no external node does {effect!r}")
+
+    def _hand_over(self, effect: HandOver) -> None:
+        kernel = self._carrier()
+        if not kernel.hand_over(effect.flow, effect.mapped):
+            self._perform(self.core.not_handed_over(effect.flow, effect.packets))
+            return
+        for packet in effect.packets:
+            held_by(packet).send(packet)
+        kernel.flush()
+
+    def _carrier(self) -> KernelPath:
+        if self._kernel is None:
+            raise TypeError("the core hands flows over without a kernel path")
+        return self._kernel
 
     def _injector(self, effect: Inject) -> Injector:
         ports = self._ports

@@ -55,6 +55,7 @@ def _flow(entry: VatEntry, now: float) -> dict[str, object]:
         "name": str(entry.relation.name),
         "state": entry.state.value if entry.state else "in use",
         "direct": entry.direct,
+        "in_kernel": entry.in_kernel,
         "lifetime": entry.lifetime,
         "idle": round(now - entry.last_use, 1),
         "expires_in": round(entry.deadline - now, 1),

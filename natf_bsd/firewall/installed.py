@@ -87,10 +87,20 @@ def clean_up(remains: Mapping[str, Remains], run_dirs: Mapping[str, Path], kerne
         for role, run_dir in run_dirs.items():
             locks.enter_context(RoleLock(run_dir, role))
         failures = [str(failure) for left in remains.values() for failure in runner.undo(left.undo)]
+        failures += [failure for left in remains.values() for failure in _forget(left)]
         for role, run_dir in run_dirs.items():
             failures += _restore(sysctl_journal(run_dir, role, kernel))
             (run_dir / f"{role}.sock").unlink(missing_ok=True)
     return failures
+
+
+def _forget(left: Remains) -> list[str]:
+    try:
+        if left.forget is not None:
+            left.forget()
+    except OSError as error:
+        return [f"what the kernel has of flows: {error.strerror}"]
+    return []
 
 
 def _restore(journal: runner.SysctlJournal) -> list[str]:

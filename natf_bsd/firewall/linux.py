@@ -57,6 +57,13 @@ _ROUTER_PLACES: Final = (
 
 _ROLES: Final = {"en": "EN", "router": "RT"}
 
+NFT_TABLE: Final = "natf_en"
+NFT_MAP: Final = "vat"
+"""Where `datapath.netfilter` puts what it hands over."""
+
+# Packets are counted by connection: nothing else tells that a flow in the kernel is in use, or unanswered.
+_ACCOUNTING: Final = Sysctl("net/netfilter/nf_conntrack_acct", "1")
+
 _QUEUES: Final = "# queues\n"
 # iptables-save may fail without privilege, and the file is missing before the kernel has NFQUEUE: nobody reads then.
 _WHO_READS: Final = (
@@ -71,7 +78,8 @@ _Place: TypeAlias = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class EnFirewall:
     """What the external node's rules depend on. `prefix`: of the virtual addresses; `mark` lies within `mask`.
-    `gateway`: where it serves the hosts behind its NAT too."""
+    `gateway`: where it serves the hosts behind its NAT too. `kernel_path`: the kernel translates the flows of this
+    host's own programs (`datapath.netfilter`), and `mark` is what their connections carry."""
 
     prefix: str
     dns_queue: int
@@ -80,6 +88,7 @@ class EnFirewall:
     mark: int
     mask: int
     gateway: Gateway | None = None
+    kernel_path: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +134,68 @@ def _en_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
     }
 
 
+def _kernel_path_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
+    """`_en_chains` where the kernel translates: behind conntrack, which knows the flows that it does already."""
+    mark = f"{fw.mark:#x}/{fw.mask:#x}"
+    queue = f"-j NFQUEUE --queue-num {fw.out_queue} --queue-bypass"
+    return _en_chains(fw) | {
+        # The kernel translates errors about its flows too, but gives all of them V1 as their source.
+        ("mangle", "INPUT"): [
+            f"-p icmp -m connmark --mark {mark} -j NFQUEUE --queue-num {fw.in_queue} --queue-bypass",
+            *linux_dns.answers(fw.dns_queue),
+        ],
+        ("mangle", "OUTPUT"): [
+            f"-d {fw.prefix} -p tcp --syn {queue}",  # perhaps a new connection on an old flow's ports
+            f"-d {fw.prefix} -m connmark --mark {mark} -j RETURN",
+            f"-d {fw.prefix} {queue}",
+            *linux_dns.queries(fw.dns_queue),
+        ],
+        ("raw", "OUTPUT"): [f"-m mark --mark {mark} -j CT --notrack"],
+    }
+
+
+def _nft_table(fw: EnFirewall) -> str:
+    """Input of nft: the table with the map in which a flow's first packet finds its destination. A NAT's hook sees no
+    other packets; ours comes before those of others, of whom the first decides."""
+    key = "ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service"
+    rest = 0xFFFFFFFF ^ fw.mask
+    return f"""\
+table ip {NFT_TABLE}
+delete table ip {NFT_TABLE}
+table ip {NFT_TABLE} {{
+    map {NFT_MAP} {{
+        type {key} : ipv4_addr . inet_service
+    }}
+    chain output {{
+        type nat hook output priority -101
+        ip daddr {fw.prefix} ct mark set ct mark and {rest:#x} or {fw.mark:#x}
+        dnat to ip saddr . ip protocol . th sport . ip daddr . th dport map @{NFT_MAP}
+    }}
+}}
+"""
+
+
+_NFT_UNDO: Final = f"nft list table ip {NFT_TABLE} >/dev/null 2>&1 || exit 0; exec nft delete table ip {NFT_TABLE}"
+"""Where there is no nft there is no table."""
+
+
+def kernel_path_works(fw: EnFirewall) -> Check:
+    """Whether nft and the kernel take what the kernel path needs."""
+    script = f"nft --check -f - && cat /proc/sys/{_ACCOUNTING.name}"
+    return Check(Command(("sh", "-c", script), stdin=_nft_table(fw)), _judge_kernel_path)
+
+
+def _judge_kernel_path(status: int, output: str) -> str | None:
+    if not status:
+        return None
+    if "nft: not found" in output:
+        return "nft is not installed (Debian package nftables)"
+    return f"no NAT by nftables here (status {status}): {' '.join(output.split()) or 'no message'}"
+
+
 def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]:
-    """`_en_chains`, and what inside hosts need: before what refuses or drops, and in hooks of their own."""
-    chains = _en_chains(fw)
+    """`_host_chains`, and what inside hosts need: before what refuses or drops, and in hooks of their own."""
+    chains = _host_chains(fw)
     chains["filter", "FORWARD"][:0] = linux_gateway.forward(gateway, fw.prefix)
     chains["raw", "PREROUTING"][:0] = linux_gateway.not_forged(gateway)
     chains["mangle", "INPUT"][:0] = linux_gateway.answers(gateway, fw.mask)
@@ -144,8 +212,12 @@ def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]
     }
 
 
+def _host_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
+    return _kernel_path_chains(fw) if fw.kernel_path else _en_chains(fw)
+
+
 def _chains_of(fw: EnFirewall) -> dict[_Place, list[str]]:
-    return _en_chains(fw) if fw.gateway is None else _gateway_chains(fw, fw.gateway)
+    return _host_chains(fw) if fw.gateway is None else _gateway_chains(fw, fw.gateway)
 
 
 def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
@@ -183,17 +255,20 @@ def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
 def en_rules(fw: EnFirewall) -> list[Command]:
     """Set up the external node; may run again at any time. A gateway's TUN must be open already."""
     rules = _set_up("EN", _EN_PLACES, _chains_of(fw))
+    if fw.kernel_path:  # first: a packet let go before its translation is there would be refused
+        rules.insert(0, Command(("nft", "-f", "-"), stdin=_nft_table(fw)))
     return rules if fw.gateway is None else rules + linux_gateway.route(fw.gateway, fw.prefix)
 
 
 def en_sysctls(fw: EnFirewall) -> list[Sysctl]:
     """As `router_sysctls`, for `en_rules`."""
-    return [] if fw.gateway is None else linux_gateway.sysctls(fw.gateway)
+    accounting = [_ACCOUNTING] if fw.kernel_path else []
+    return accounting if fw.gateway is None else accounting + linux_gateway.sysctls(fw.gateway)
 
 
 def en_undo() -> list[Command]:
     """Remove all that `en_rules` makes, whatever its configuration was and however far it came."""
-    return [*_undo("EN", _EN_PLACES), *linux_gateway.no_route()]
+    return [*_undo("EN", _EN_PLACES), *linux_gateway.no_route(), Command(("sh", "-c", _NFT_UNDO))]
 
 
 def router_rules(fw: RouterFirewall) -> list[Command]:
@@ -246,7 +321,7 @@ def probe_en(fw: EnFirewall) -> list[Check]:
     own = {fw.dns_queue, fw.out_queue, fw.in_queue}
     gateway = fw.gateway
     if gateway is None:
-        return [_rules_parse("EN", _en_chains(fw)), not_in_use("en", own)]
+        return [_rules_parse("EN", _host_chains(fw)), not_in_use("en", own)]
     return [
         _rules_parse("EN", _gateway_chains(fw, gateway)),
         not_in_use("en", own | {gateway.queue}),
@@ -266,9 +341,11 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     ]
 
 
-def en_look(interface: str, gateway: Gateway | None = None) -> tuple[str, ...]:
+def en_look(interface: str, fw: EnFirewall) -> tuple[str, ...]:
     """The process that lists all `en_rules` makes, and the addresses of the outer interface; see `guard.read`."""
-    return _look("EN", interface, *(() if gateway is None else linux_gateway.look(gateway)))
+    listing = f"echo '# nft'; nft -t list table ip {NFT_TABLE} 2>/dev/null; cat /proc/sys/{_ACCOUNTING.name}"
+    table = (listing,) if fw.kernel_path else ()
+    return _look("EN", interface, *table, *(() if fw.gateway is None else linux_gateway.look(fw.gateway)))
 
 
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:

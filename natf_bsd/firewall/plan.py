@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from natf_bsd.firewall.command import Check, Command, Sysctl
@@ -26,8 +27,10 @@ class Plan:
 class Remains:
     """What a daemon of a role that was killed may have left here, by our marks alone: `undo` removes it.
 
-    `in_use` tells whether its rules have a daemon that lives after all, one with another run_dir.
+    `in_use` tells whether its rules have a daemon that lives after all, one with another run_dir. `forget` removes what
+    no command does; OSError with the kernel's reason.
     """
 
     undo: list[Command]
     in_use: Check
+    forget: Callable[[], None] | None = None

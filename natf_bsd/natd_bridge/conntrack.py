@@ -1,14 +1,15 @@
-"""Linux conntrack's table over netlink (linux/netfilter/nfnetlink_conntrack.h), as far as the bridge needs it."""
+"""Linux conntrack's table over netlink (linux/netfilter/nfnetlink_conntrack.h), as far as we need it."""
 
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from natf_bsd.divert import netlink
-from natf_bsd.types import Flow
+from natf_bsd.types import Endpoint, Flow
 
 _SUBSYSTEM: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET: Final = _SUBSYSTEM | 1
@@ -17,14 +18,30 @@ _DELETE: Final = _SUBSYSTEM | 2
 _NESTED: Final = 1 << 15
 _TYPE: Final = 0x3FFF
 _TUPLE_ORIGINAL: Final = 1
+_TUPLE_REPLY: Final = 2
+_MARK: Final = 8
+_COUNTERS_ORIGINAL: Final = 9
+_COUNTERS_REPLY: Final = 10
+_MARK_MASK: Final = 21
 _PROTOCOL_STATE: Final = 4  # CTA_PROTOINFO
 _STATE_OF_TCP: Final = 1  # CTA_PROTOINFO_TCP, and in it CTA_PROTOINFO_TCP_STATE
 
 _CLOSED: Final = 8  # TCP_CONNTRACK_CLOSE: a RST was seen
 
+# Of the states of a TCP connection (linux/netfilter/nf_conntrack_tcp.h), those in which one FIN or two were seen.
+_FINS: Final = {4: 1, 5: 1, 6: 2, 7: 2}
+
+# A tuple of TCP or UDP as the kernel writes it: addresses, protocol, ports, each behind its attribute's header.
+_TUPLE: Final = struct.Struct("!8x4s4x4s8xB7xH6xH2x")
+_TUPLE_KEY: Final = struct.Struct("!4s4sHHB")
+# The first attribute of counters: packets.
+_PACKETS: Final = struct.Struct("!4xQ")
+
 _GENERIC: Final = struct.pack("!BBH", socket.AF_INET, 0, 0)
 _FIRST_ATTRIBUTE: Final = netlink.HEADER.size + len(_GENERIC)
 _LARGEST: Final = 4096  # an entry takes about 400 bytes
+_LARGEST_PIECE: Final = 1 << 16  # above what the kernel puts into one datagram of a list
+_PATIENCE: Final = 1.0
 
 
 class Conntrack:
@@ -49,6 +66,10 @@ class Conntrack:
         """Delete the entry of the flow whose first packet was `flow`, if there is one. OSError as `forget_closed`."""
         self._ask(_DELETE, _tuple(flow))
 
+    def forget_marked(self, mark: int, mask: int) -> None:
+        """Delete all entries with the connection mark `mark` within `mask`. OSError as `forget_closed`."""
+        self._ask(_DELETE, _marked(mark, mask))
+
     def _ask(self, kind: int, attributes: bytes) -> bytes | None:
         """The kernel's answer; None if there is no such entry, or nothing to say of it."""
         self._netlink.socket.send(netlink.message(kind, netlink.NLM_F_REQUEST, 0, _GENERIC + attributes))
@@ -63,6 +84,104 @@ class Conntrack:
 
     def close(self) -> None:
         self._netlink.close()
+
+
+class Tracked(NamedTuple):
+    """A TCP or UDP flow in conntrack's table: `Flow.key` of its first packet, where its answers come from, packets each
+    way (0 where they are not counted), how many FINs were seen, and whether a RST was."""
+
+    key: bytes
+    mapped: Endpoint
+    out: int
+    inward: int
+    fins: int
+    reset: bool
+
+
+class Dump:
+    """Lists the entries with the connection mark `mark` within `mask`, in pieces. OSError as `Conntrack`."""
+
+    def __init__(self, mark: int, mask: int) -> None:
+        self._request = netlink.message(
+            _GET, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, 0, _GENERIC + _marked(mark, mask)
+        )
+        self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
+        self._netlink.socket.setblocking(False)
+        self._buffer = bytearray(_LARGEST_PIECE)
+        self.under_way = False
+        self.whole = True
+        """Whether the last one, once it is over, has seen all there was; the table may change meanwhile."""
+
+    def begin(self) -> None:
+        self._netlink.socket.send(self._request)
+        self.under_way = self.whole = True
+
+    def receive(self) -> list[Tracked]:
+        """One more piece, if it is there; `under_way` is false after the last."""
+        try:
+            length = self._netlink.socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return []
+        except OSError:
+            self.under_way = self.whole = False
+            return []
+        found: list[Tracked] = []
+        offset = 0
+        while offset + netlink.HEADER.size <= length:
+            size, kind, flags, _, _ = netlink.HEADER.unpack_from(self._buffer, offset)
+            if flags & netlink.NLM_F_DUMP_INTR:
+                self.whole = False
+            if kind == netlink.NLMSG_DONE or kind == netlink.NLMSG_ERROR:
+                self.under_way = False
+                self.whole = self.whole and kind == netlink.NLMSG_DONE
+                break
+            if (entry := _tracked(self._buffer, offset + _FIRST_ATTRIBUTE, offset + size)) is not None:
+                found.append(entry)
+            offset += netlink.align(size)
+        return found
+
+    def wait(self) -> None:
+        """Until `receive` has something."""
+        select.select([self._netlink.socket], [], [], _PATIENCE)
+
+    def fileno(self) -> int:
+        return self._netlink.socket.fileno()
+
+    def close(self) -> None:
+        self._netlink.close()
+
+
+def _tracked(data: bytearray, offset: int, end: int) -> Tracked | None:
+    """None for what is neither TCP nor UDP."""
+    out = inward = state = 0
+    key, mapped = b"", None
+    while offset + netlink.ATTRIBUTE.size <= end:
+        length, kind = netlink.ATTRIBUTE.unpack_from(data, offset)
+        value, kind = offset + netlink.ATTRIBUTE.size, kind & _TYPE
+        if kind == _TUPLE_ORIGINAL:
+            if length - netlink.ATTRIBUTE.size != _TUPLE.size:
+                return None
+            source, destination, protocol, port, to = _TUPLE.unpack_from(data, value)
+            key = _TUPLE_KEY.pack(source, destination, port, to, protocol)
+        elif kind == _TUPLE_REPLY:
+            source, _, _, port, _ = _TUPLE.unpack_from(data, value)
+            mapped = Endpoint(source, port)
+        elif kind == _COUNTERS_ORIGINAL:
+            (out,) = _PACKETS.unpack_from(data, value)
+        elif kind == _COUNTERS_REPLY:
+            (inward,) = _PACKETS.unpack_from(data, value)
+        elif kind == _PROTOCOL_STATE:
+            of_tcp = _value(data, value, offset + length, _STATE_OF_TCP)
+            found = of_tcp and _value(data, *of_tcp, _STATE_OF_TCP)
+            state = data[found[0]] if found else 0
+        offset += max(netlink.align(length), netlink.ATTRIBUTE.size)
+    if mapped is None:
+        return None
+    return Tracked(key, mapped, out, inward, _FINS.get(state, 0), state == _CLOSED)
+
+
+def _marked(mark: int, mask: int) -> bytes:
+    return netlink.attribute(_MARK, struct.pack("!I", mark)) + netlink.attribute(_MARK_MASK, struct.pack("!I", mask))
 
 
 def _tuple(flow: Flow) -> bytes:
@@ -81,7 +200,7 @@ def _tcp_state(entry: bytes) -> int | None:
     return entry[state[0]] if state else None
 
 
-def _value(data: bytes, offset: int, end: int, wanted: int) -> tuple[int, int] | None:
+def _value(data: bytes | bytearray, offset: int, end: int, wanted: int) -> tuple[int, int] | None:
     """Where the value of the attribute `wanted` begins and ends, among those between `offset` and `end`."""
     while offset + netlink.ATTRIBUTE.size <= end:
         length, kind = netlink.ATTRIBUTE.unpack_from(data, offset)

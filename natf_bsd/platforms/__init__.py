@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.config import Config, EnConfig, RouterConfig
+from natf_bsd.datapath import KernelPath
 from natf_bsd.divert import Divert
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall.guard import Listing
@@ -57,6 +58,8 @@ class Way:
     out: Divert
     inward: Divert
     injector: Injector
+    kernel: KernelPath | None = None
+    """Where the kernel translates its flows once they are handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class Platform(Protocol):
     def router(self, config: RouterConfig) -> RouterSide:
         """NatfError says why there can be none here."""
 
-    def remains(self, role: str, config: RouterConfig) -> Remains:
+    def remains(self, role: str, config: Config) -> Remains:
         """What a killed daemon of `role` ("en", "router") may have left."""
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
-from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.config import Config, EnConfig, RouterConfig
 from natf_bsd.divert import Divert
 from natf_bsd.divert.divert4 import DivertBackend, DivertWriter
 from natf_bsd.divert.host import Host
@@ -56,7 +56,7 @@ class FreeBsd:
     def router(self, config: RouterConfig) -> FreeBsdRouter:
         return FreeBsdRouter(self, config, outer_on_freebsd(config.interface, self.run))
 
-    def remains(self, role: str, config: RouterConfig) -> Remains:
+    def remains(self, role: str, config: Config) -> Remains:
         undo = ipfw.en_undo() if role == "en" else ipfw.router_undo()
         return Remains(undo, ipfw.not_in_use(role))
 

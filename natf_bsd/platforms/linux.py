@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 
-from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.config import DEFAULT_MARK, Config, EnConfig, RouterConfig
+from natf_bsd.datapath.netfilter import NetfilterPath
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
 from natf_bsd.divert.inside import FromInside, ToInside, TunInjector
 from natf_bsd.divert.nfqueue import NfqueueBackend
 from natf_bsd.divert.tun import TunDevice
 from natf_bsd.errors import NatfError
-from natf_bsd.firewall import linux
+from natf_bsd.firewall import linux, runner
 from natf_bsd.firewall.guard import Listing
 from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.plan import Plan, Remains
@@ -22,6 +25,8 @@ from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
+
+log = logging.getLogger(__name__)
 
 MARK_MASK = 0xFF000000
 """The byte of the packet mark that is ours; `mark` in the configuration is its value."""
@@ -36,25 +41,64 @@ class Linux:
     def external_node(self, config: EnConfig) -> LinuxEn:
         forwards = self.settings.read("net/ipv4/ip_forward") == "1"
         gateway = forwards if config.gateway is None else config.gateway
-        return LinuxEn(config, interfaces.outer_interface(config.interface), gateway=gateway)
+        interface = interfaces.outer_interface(config.interface)
+        return LinuxEn(config, interface, gateway=gateway, kernel_path=self._kernel_path(config))
+
+    def _kernel_path(self, config: EnConfig) -> bool:
+        """Whether there is one; NatfError if there must be one and can't."""
+        if config.kernel_path is False:
+            return False
+        problems = runner.check([linux.kernel_path_works(_rules(config, None, kernel_path=True))])
+        for problem in problems:
+            if config.kernel_path:
+                raise NatfError(f"kernel_path = true in [en]: {problem}")
+            log.warning("every packet is translated by this program, not by the kernel: %s", problem)
+        return not problems
 
     def router(self, config: RouterConfig) -> LinuxRouter:
         return LinuxRouter(config, interfaces.outer_interface(config.interface))
 
-    def remains(self, role: str, config: RouterConfig) -> Remains:
-        undo = linux.en_undo() if role == "en" else linux.router_undo(table=config.route_table)
-        return Remains(undo, linux.not_in_use(role))
+    def remains(self, role: str, config: Config) -> Remains:
+        if role == "en":
+            return Remains(linux.en_undo(), linux.not_in_use(role), partial(_forget, config.en))
+        router = config.router or RouterConfig()
+        return Remains(linux.router_undo(table=router.route_table), linux.not_in_use(role))
+
+
+def _forget(config: EnConfig | None) -> None:
+    """The flows that the kernel translates."""
+    path = NetfilterPath(config.mark if config else DEFAULT_MARK, MARK_MASK)
+    try:
+        path.forget()
+    finally:
+        path.close()
+
+
+def _rules(config: EnConfig, gateway: Gateway | None, *, kernel_path: bool) -> linux.EnFirewall:
+    return linux.EnFirewall(
+        prefix=config.virtual_network,
+        dns_queue=config.dns_queue,
+        out_queue=config.out_queue,
+        in_queue=config.in_queue,
+        mark=config.mark,
+        mask=MARK_MASK,
+        gateway=gateway,
+        kernel_path=kernel_path,
+    )
 
 
 class LinuxEn:
     """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit. `gateway`: the hosts
-    behind this one are served too."""
+    behind this one are served too. `kernel_path`: the kernel translates the flows of the host's own programs."""
 
     inbound_exact = True
     heeds_unreachable = True
 
-    def __init__(self, config: EnConfig, interface: Interface, *, gateway: bool = False) -> None:
+    def __init__(
+        self, config: EnConfig, interface: Interface, *, gateway: bool = False, kernel_path: bool = False
+    ) -> None:
         self.interface = interface
+        self._kernel_path = kernel_path
         self._config = config
         self._gateway = gateway
         self._from_inside: FromInside | None = None
@@ -65,14 +109,29 @@ class LinuxEn:
     def open(self, stack: ExitStack) -> EnPorts:
         config = self._config
         dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
-        out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK))
+        out = stack.enter_context(self._open_out())
         inward = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
         injector = Injector(config.mark)
         stack.callback(injector.close)
         control = ControlSocket()
         stack.callback(control.close)
         inside = self._open_inside(stack) if self._gateway else None
-        return EnPorts((dns,), Way(out, inward, injector), injector, control, inside)
+        kernel = self._open_kernel_path(stack) if self._kernel_path else None
+        return EnPorts((dns,), Way(out, inward, injector, kernel), injector, control, inside)
+
+    def _open_out(self) -> Divert:
+        config = self._config
+        if self._kernel_path:  # a rule of the NAT marks the connection
+            return Divert(config.out_queue, direction=Direction.OUT)
+        return Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK)
+
+    def _open_kernel_path(self, stack: ExitStack) -> NetfilterPath:
+        try:
+            path = NetfilterPath(self._config.mark, MARK_MASK)
+        except OSError as error:
+            raise NatfError(f"conntrack: {error.strerror}; kernel_path = false in [en] does without it") from None
+        stack.callback(path.close)
+        return path
 
     def _open_inside(self, stack: ExitStack) -> Way:
         config = self._config
@@ -92,20 +151,11 @@ class LinuxEn:
 
     def plan(self, interface: Interface) -> Plan:
         """On a host that is no gateway the rules go by address and mark, whatever the `interface`."""
-        config = self._config
         gateway = self._gateway_on(interface) if self._gateway else None
         if self._from_inside is not None:
             self._from_inside.source = interface.address
-        rules = linux.EnFirewall(
-            prefix=config.virtual_network,
-            dns_queue=config.dns_queue,
-            out_queue=config.out_queue,
-            in_queue=config.in_queue,
-            mark=config.mark,
-            mask=MARK_MASK,
-            gateway=gateway,
-        )
-        look = linux.en_look(interface.name, gateway)
+        rules = _rules(self._config, gateway, kernel_path=self._kernel_path)
+        look = linux.en_look(interface.name, rules)
         return Plan("en", linux.probe_en(rules), linux.en_rules(rules), linux.en_sysctls(rules), linux.en_undo(), look)
 
     def _gateway_on(self, interface: Interface) -> Gateway:

@@ -42,7 +42,7 @@ class VatEntry:
 
     `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
     lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner. So is `way`:
-    the handle its packets come from; None until the first, as after a restart.
+    the handle its packets come from; None until the first, as after a restart. `in_kernel`: the kernel translates it.
     """
 
     flow: Flow
@@ -56,6 +56,7 @@ class VatEntry:
     mapped_at: float = field(init=False)
     renew_not_before: float = field(init=False, default=-math.inf)
     way: object = field(init=False, repr=False, default=None)
+    in_kernel: bool = field(init=False, default=False)
     state: TcpState | None = field(init=False)
     suspect: bool = field(init=False, default=False)
     unanswered: int = field(init=False, default=0)
@@ -106,6 +107,23 @@ class VatEntry:
         self.suspect = False
         if self.state is TcpState.OPENING or (flags & _EVENTFUL and self.state is not None):
             self._tcp_in(flags)
+
+    def note_carried(self, out: int, inward: int, fins: int, *, reset: bool, since: float, now: float) -> None:
+        """The kernel has translated so many packets since `since`, and has seen so many FINs in all, or a RST."""
+        if out:
+            if not self.unanswered or since - self.last_out > SILENCE_GAP:
+                self.unanswered = 0
+                self.unanswered_since = now  # nobody knows when, but not later
+            self.unanswered += out
+            self.last_out = max(self.last_out, since)
+        if inward:
+            self.note_in(0, max(self.last_in, since))
+        if self.state is None:
+            return
+        if reset:
+            self._tcp_in(TCP_RST)
+        elif fins:
+            self._fin(_FIN_OUT if fins == 1 else _FIN_OUT | _FIN_IN)
 
     def renew_due(self, now: float) -> bool:
         """Whether the flow should be negotiated again, asked when one of its packets passed (DESIGN.md section 4)."""

@@ -105,8 +105,11 @@ def _key_behind_options(data: bytes | bytearray, last: bytes) -> bytes | None:
 def flow_of(data: bytes | bytearray) -> Flow | None:
     """The flow of a packet that `flow_key` has a key for, else None."""
     key = flow_key(data)
-    if key is None:
-        return None
+    return None if key is None else flow_of_key(key)
+
+
+def flow_of_key(key: bytes) -> Flow:
+    """The flow that has this `Flow.key`."""
     source, destination, source_port, destination_port, number = _KEY.unpack(key)
     return Flow(number, Endpoint(source, source_port), Endpoint(destination, destination_port))
 

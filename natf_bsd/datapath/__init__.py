@@ -1,0 +1,77 @@
+"""The in-kernel data path: established flows that the kernel translates by itself, at the speed it has without us.
+
+The VAT table stays the authority. A flow is handed over when it has its mapping, the kernel reports from time to time
+what it has carried, and the flow is taken back when its entry ends or its mapping becomes another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from natf_bsd.types import Endpoint, Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Packets of the flow with this `Flow.key` that the kernel has translated since its last report, at `since`
+    (monotonic seconds): `out` to the router, `inward` back. `mapped` is where it sends them.
+
+    `fins` (0 to 2) and `reset` are what it has seen of a TCP connection's end, ever.
+    """
+
+    key: bytes
+    mapped: Endpoint
+    since: float
+    out: int
+    inward: int
+    fins: int = 0
+    reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The kernel has forgotten the flow with this `Flow.key`: it was idle for long, or somebody emptied its table."""
+
+    key: bytes
+
+
+Report: TypeAlias = Carried | Gone
+
+
+class KernelPath(Protocol):
+    """A kernel's way to translate flows. Open until `close()`."""
+
+    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+        """From the next packet on, of those that come to the handle of the flow's way. False if the kernel refuses."""
+
+    def take_back(self, flow: Flow) -> None:
+        """Its packets come to that handle again."""
+
+    def flush(self) -> None:
+        """The packets that flows were handed over with have been sent."""
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do next, in monotonic seconds."""
+
+    def tick(self, now: float) -> None:
+        """Begin what is due; reports follow."""
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable while there are reports."""
+
+    def receive(self) -> list[Report]:
+        """Reports that are there; never blocks."""
+
+    def look(self) -> list[Report]:
+        """Reports of all flows as they are now; waits for them."""
+
+    def forget(self) -> None:
+        """Take back everything, flows of earlier runs included."""
+
+    def close(self) -> None:
+        """What was handed over goes on."""
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What happened so far."""

@@ -1,0 +1,205 @@
+"""Linux: a connection tracked and translated by netfilter for each flow (DESIGN.md section 7).
+
+The held packet is of a connection conntrack has just seen begin, G1:s -> V1:d. When it is released it meets the rule
+`firewall.linux` has put into the NAT's output hook, which looks for its destination in a map; there is an element for
+just as long as that takes. The connection keeps what the map said, and the map is empty again. So this very packet goes
+on, with its socket and all the host's own rules go by, and nothing is left that could translate what we do not know of.
+
+Adding an element takes 8 us, 40 with cold caches; an entry made through ctnetlink, which takes as long, would want the
+held packet to be sent anew by a socket of ours.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import Counter
+from typing import Final
+
+from natf_bsd.datapath import Carried, Gone, Report
+from natf_bsd.divert import netlink
+from natf_bsd.firewall.linux import NFT_MAP, NFT_TABLE
+from natf_bsd.natd_bridge import conntrack
+from natf_bsd.ops.loop import monotonic
+from natf_bsd.types import Endpoint, Flow
+
+INTERVAL: Final = 5.0
+"""Seconds between two looks at the least: as long as a flow is unanswered before it is asked for again
+(`tables.vat.SILENCE_SECONDS`)."""
+
+_SHARE: Final = 1 / 33  # of a processor that looks may take: with many flows there are fewer
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_BATCH_BEGIN: Final = 16
+_BATCH_END: Final = 17
+_NFTABLES: Final = 10
+_NEW_ELEMENT: Final = _NFTABLES << 8 | 12
+_DELETE_ELEMENT: Final = _NFTABLES << 8 | 14
+_CREATE: Final = netlink.NLM_F_REQUEST | 0x400
+_NESTED: Final = 1 << 15
+_IN_TABLE: Final = struct.pack("!BBH", socket.AF_INET, 0, 0) + b"".join(
+    netlink.attribute(kind, f"{name}\0".encode()) for kind, name in ((1, NFT_TABLE), (2, NFT_MAP))
+)
+_OF_BATCH: Final = struct.pack("!BBH", 0, 0, _NFTABLES)
+# Each part of a key and of its data takes whole words.
+_KEY: Final = struct.Struct("!4sB3xH2x4sH2x")
+_DATA: Final = struct.Struct("!4sH2x")
+_LARGEST_ERROR: Final = 4096
+
+
+class NetfilterPath:
+    """`mark` (within `mask`) is the connection mark that the rule gives to what it translates. OSError when the kernel
+    has no netlink for it.
+    """
+
+    def __init__(self, mark: int, mask: int) -> None:
+        self._counters = Counter(dict.fromkeys(("handed_over", "refused", "taken_back", "gone", "looks", "failed"), 0))
+        self._mark = struct.pack("!II", mark, mask)
+        self._elements: list[bytes] = []
+        self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
+        self._netlink.socket.setblocking(False)
+        self._conntrack = conntrack.Conntrack()
+        self._dump = conntrack.Dump(mark, mask)
+        self._known: dict[bytes, _Known] = {}
+        self._began = self._due = self._spent = 0.0
+
+    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+        element = _element(flow, mapped)
+        if not self._change(_NEW_ELEMENT, _CREATE, [element]):
+            self._counters["refused"] += 1
+            return False
+        self._elements.append(element)
+        self._known.setdefault(flow.key, _Known(monotonic()))
+        self._counters["handed_over"] += 1
+        return True
+
+    def flush(self) -> None:
+        if self._elements:
+            # The table may have gone meanwhile with all that is in it.
+            self._counters["failed"] += not self._change(_DELETE_ELEMENT, netlink.NLM_F_REQUEST, self._elements)
+            self._elements.clear()
+
+    def take_back(self, flow: Flow) -> None:
+        self._known.pop(flow.key, None)
+        self._counters["taken_back"] += 1
+        try:
+            self._conntrack.forget(flow)
+        except OSError:
+            self._counters["failed"] += 1
+
+    def next_deadline(self) -> float:
+        return self._due
+
+    def tick(self, now: float) -> None:
+        if now >= self._due:
+            self._due = now + max(INTERVAL, self._spent / _SHARE)
+            if not self._dump.under_way:
+                self._begin(now)
+
+    def fileno(self) -> int:
+        return self._dump.fileno()
+
+    def receive(self) -> list[Report]:
+        began = monotonic()
+        reports: list[Report] = [self._carried(entry) for entry in self._dump.receive()]
+        if not self._dump.under_way:
+            reports += self._end()
+        self._spent += monotonic() - began
+        return reports
+
+    def look(self) -> list[Report]:
+        reports: list[Report] = []
+        if not self._dump.under_way:
+            self._begin(monotonic())
+        while self._dump.under_way:
+            self._dump.wait()
+            reports += self.receive()
+        return reports
+
+    def forget(self) -> None:
+        self._known.clear()
+        self._conntrack.forget_marked(*struct.unpack("!II", self._mark))
+
+    def close(self) -> None:
+        self._netlink.close()
+        self._conntrack.close()
+        self._dump.close()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`handed_over` (flows that were forgotten and came again included), `refused`, `taken_back`, `gone` (the
+        kernel had forgotten them), `looks`, `failed` (changes and looks the kernel did not take).
+        """
+        return dict(self._counters)
+
+    def _begin(self, now: float) -> None:
+        self._began = now
+        self._spent = 0.0
+        try:
+            self._dump.begin()
+        except OSError:
+            self._counters["failed"] += 1
+
+    def _carried(self, entry: conntrack.Tracked) -> Carried:
+        known = self._known.get(entry.key)
+        if known is None:
+            known = self._known[entry.key] = _Known(self._began)
+        # An idle flow may end early, by this much, but none that is used long before its time.
+        since = max(known.at, self._began - INTERVAL)
+        out, inward = entry.out - known.out, entry.inward - known.inward
+        if out < 0 or inward < 0:  # forgotten and made again: the kernel counts from nought
+            out, inward = entry.out, entry.inward
+        known.at, known.out, known.inward = self._began, entry.out, entry.inward
+        return Carried(entry.key, entry.mapped, since, out, inward, entry.fins, entry.reset)
+
+    def _end(self) -> list[Report]:
+        """What has not been seen, though it was there when the look began."""
+        self._counters["looks"] += 1
+        if not self._dump.whole:
+            self._counters["failed"] += 1
+            return []
+        gone = [key for key, known in self._known.items() if known.at < self._began]
+        for key in gone:
+            del self._known[key]
+        self._counters["gone"] += len(gone)
+        return [Gone(key) for key in gone]
+
+    def _change(self, kind: int, flags: int, elements: list[bytes]) -> bool:
+        """One transaction of nf_tables."""
+        change = _IN_TABLE + netlink.attribute(_NESTED | 3, b"".join(elements))
+        batch = (
+            netlink.message(_BATCH_BEGIN, netlink.NLM_F_REQUEST, 0, _OF_BATCH)
+            + netlink.message(kind, flags, 1, change)
+            + netlink.message(_BATCH_END, netlink.NLM_F_REQUEST, 2, _OF_BATCH)
+        )
+        connection = self._netlink.socket
+        try:
+            connection.send(batch)
+            answer = connection.recv(_LARGEST_ERROR)
+        except BlockingIOError:
+            return True  # the kernel works it off within the call, and says nothing when all is well
+        except OSError:
+            return False
+        return netlink.error_of(answer) == 0
+
+
+class _Known:
+    """What was last seen of a flow: when, and how many packets each way since the kernel has it."""
+
+    __slots__ = ("at", "inward", "out")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.out = self.inward = 0
+
+
+def _element(flow: Flow, mapped: Endpoint) -> bytes:
+    """nf_tables' list element: key and data of the map."""
+    key = _KEY.pack(
+        flow.source.address, flow.protocol, flow.source.port, flow.destination.address, flow.destination.port
+    )
+    data = _DATA.pack(mapped.address, mapped.port)
+    attribute = netlink.attribute
+    return attribute(
+        _NESTED | 1, attribute(_NESTED | 1, attribute(1, key)) + attribute(_NESTED | 2, attribute(1, data))
+    )
