@@ -1,4 +1,4 @@
-"""Load makers, the same for every way: `python -m natf_bsd.bench.load serve|setup|tcp|udp|echo|ask ...` on a host.
+"""Load makers, the same for every way: `python -m natf_bsd.bench.load serve|setup|throughput|echo|ask ...` on a host.
 
 A client prints one JSON value. Bytes are counted where they arrive.
 """
@@ -147,35 +147,41 @@ def _connect(address: tuple[str, int]) -> list[float]:
         return [connected - began, time.perf_counter() - began]
 
 
-def tcp(direction: str, size: str, seconds: str, way: str) -> list[float]:
-    """Bytes delivered by one connection of messages of `size`, and the seconds they took. `direction`: put, get."""
-    with socket.create_connection(_address(way), _PATIENCE) as s:
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def throughput(protocol: str, direction: str, size: str, seconds: str, rounds: str, *ways: str) -> Any:
+    """Of each round, for each way in turn: bytes delivered by a flow of messages of `size`, and the seconds that took.
+    `direction`: put, get. Turns are short (`seconds`), so that all ways see the same of what else the machine does.
+    """
+    run = {"tcp": _tcp, "udp": _udp}[protocol]
+    return [[run(_address(way), direction, int(size), float(seconds)) for way in ways] for _ in range(int(rounds))]
+
+
+def _tcp(address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:
+    with socket.create_connection(address, _PATIENCE) as s:
         s.recv(1)
         s.sendall(f"{direction} {size} {seconds}".ljust(_LINE).encode())
         if direction == "get":
             return _drain(s)
-        _pour(s, int(size), float(seconds))
+        _pour(s, size, seconds)
         return list(json.loads(s.makefile().readline()))
 
 
-def udp(direction: str, size: str, seconds: str, way: str) -> list[float]:
-    """As `tcp`: datagrams that arrived, sent as fast as the sender can."""
+def _udp(address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:
+    """Datagrams that arrived, sent as fast as the sender can."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         s.settimeout(_PATIENCE)
-        s.connect(_address(way))
+        s.connect(address)
         s.send(b"hello")  # the flow is made, and its way known to every cache
         s.recv(100)
         if direction == "get":
             s.send(f"get {size} {seconds}".encode())
             return _received(s)
-        data = _DATA * int(size)
-        end = time.perf_counter() + float(seconds)
+        data = _DATA * size
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             for _ in range(64):
                 s.send(data)
-        time.sleep(0.3)
+        time.sleep(0.05)
         s.send(b"report")
         return list(json.loads(s.recv(100)))
 
@@ -244,7 +250,7 @@ def _request(number: int, own: bytes, name: Name) -> bytes:
     return icmp.encode_echo(icmp.Echo(icmp.ECHO_REQUEST, 7, number & 0xFFFF, data))
 
 
-_CLIENTS: Final[dict[str, Callable[..., Any]]] = {"setup": setup, "tcp": tcp, "udp": udp, "echo": echo, "ask": ask}
+_CLIENTS: Final[dict[str, Callable[..., Any]]] = {"setup": setup, "throughput": throughput, "echo": echo, "ask": ask}
 
 
 def main() -> None:

@@ -29,18 +29,19 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much of each: `pairs` of alternating measurements, `rounds` of connections in each, `seconds` of a stream,
-    `fresh` external nodes for cold connections, `entries` of the largest table."""
+    """How much of each: `pairs` of alternating measurements, `rounds` of connections in each, `turns` of a stream for
+    `seconds` each, `fresh` external nodes for cold connections, `entries` of the largest table."""
 
     pairs: int
     rounds: int
+    turns: int
     seconds: float
     fresh: int
     entries: int
 
 
-WHOLE: Final = Effort(pairs=5, rounds=200, seconds=0.5, fresh=5, entries=100_000)
-QUICK: Final = Effort(pairs=5, rounds=40, seconds=0.15, fresh=2, entries=10_000)
+WHOLE: Final = Effort(pairs=5, rounds=200, turns=15, seconds=0.25, fresh=5, entries=100_000)
+QUICK: Final = Effort(pairs=5, rounds=40, turns=5, seconds=0.1, fresh=2, entries=10_000)
 
 
 def setup(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
@@ -95,12 +96,11 @@ _DIRECTIONS: Final = {"put": "from the external node", "get": "to the external n
 def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward."""
     rows = []
+    targets = [way.target for way in bed.ways]
     for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, SIZES):
         say(f"throughput: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
-        pairs = [
-            [_speed(bed, protocol, direction, size, effort.seconds, way.target) for way in bed.ways]
-            for _ in range(effort.pairs)
-        ]
+        rounds = bed.client("throughput", protocol, direction, size, effort.seconds, effort.turns, *targets)
+        pairs = [[_speed(*run) for run in runs] for runs in rounds]
         rows.append(
             {
                 "protocol": protocol,
@@ -113,9 +113,8 @@ def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     return rows
 
 
-def _speed(bed: Bed, protocol: str, direction: str, size: int, seconds: float, target: str) -> float:
-    count, took = bed.client(protocol, direction, size, seconds, target)
-    return float(8 * count / took) if took else 0.0
+def _speed(count: float, took: float) -> float:
+    return 8 * count / took if took else 0.0
 
 
 def latency(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class EnCore:
                 return self._port_taken(packet)
             entry.way = packet.handle
         flags = wire.tcp_flags(data)
-        if (flags & _SYN_ACK == wire.TCP_SYN and entry.state is not TcpState.OPENING) or (
+        if (flags & _SYN_ACK == wire.TCP_SYN and not entry.is_opened_by(wire.tcp_sequence(data))) or (
             key in self._unconfirmed and entry.state is not TcpState.ESTABLISHED
         ):
             return self._begin_again(entry, packet, key, now)
@@ -138,6 +138,7 @@ class EnCore:
         before anything is sent. True of a new connection on an old 4-tuple, and of a datagram after a restart.
         """
         self.vat.remove(entry)
+        self._negotiations.called_off(key)  # of the connection before
         return self._settle_removed(now) + self._first_packet(packet, key, now)
 
     def _port_taken(self, packet: Packet) -> list[Effect]:
@@ -261,7 +262,10 @@ class EnCore:
             return effects + self._reject(packets, Reaction.UNREACHABLE, "out.drop.table_full")
         for packet in packets:
             entry.way = packet.handle
-            entry.note_out(wire.tcp_flags(packet.data), now)
+            flags = wire.tcp_flags(packet.data)
+            entry.note_out(flags, now)
+            if flags & wire.TCP_SYN:
+                entry.syn_sequence = wire.tcp_sequence(packet.data)
         if entry.way in self.kernel_ways:
             effects += self._hand_over(entry, packets)
         else:

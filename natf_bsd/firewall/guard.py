@@ -37,7 +37,7 @@ Listing: TypeAlias = Mapping[str, tuple[str, ...]]
 
 _SECTIONS = {
     "rules": "firewall rules of natf",
-    "nft": "table of natf in nftables, or nf_conntrack_acct",
+    "nft": "natf's table of nftables, or conntrack's settings",
     "policy": "ip rule",
     "route": "route of the TUN device",
     "settings": "kernel settings",

@@ -63,6 +63,9 @@ NFT_MAP: Final = "vat"
 
 # Packets are counted by connection: nothing else tells that a flow in the kernel is in use, or unanswered.
 _ACCOUNTING: Final = Sysctl("net/netfilter/nf_conntrack_acct", "1")
+# Conntrack takes segments that came late or twice for invalid and does not translate them; this host would answer those
+# by a RST.
+_LIBERAL: Final = Sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
 
 _QUEUES: Final = "# queues\n"
 # iptables-save may fail without privilege, and the file is missing before the kernel has NFQUEUE: nobody reads then.
@@ -262,8 +265,8 @@ def en_rules(fw: EnFirewall) -> list[Command]:
 
 def en_sysctls(fw: EnFirewall) -> list[Sysctl]:
     """As `router_sysctls`, for `en_rules`."""
-    accounting = [_ACCOUNTING] if fw.kernel_path else []
-    return accounting if fw.gateway is None else accounting + linux_gateway.sysctls(fw.gateway)
+    tracking = [_ACCOUNTING, _LIBERAL] if fw.kernel_path else []
+    return tracking if fw.gateway is None else tracking + linux_gateway.sysctls(fw.gateway)
 
 
 def en_undo() -> list[Command]:
@@ -296,7 +299,7 @@ def router_sysctls(fw: RouterFirewall) -> list[Sysctl]:
         Sysctl(f"net/ipv4/conf/{fw.tun}/rp_filter", "2"),
         Sysctl(f"net/ipv6/conf/{fw.tun}/disable_ipv6", "1", optional=True),
         # The sequence number of the real SYN+ACK can't fit the pseudo SYN's (FREEBSD.md section 10).
-        Sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+        _LIBERAL,
         # For the same reason conntrack never learns the window of such a connection, takes it for zero, and forgets the
         # connection after this time without a packet, 300 s by default, instead of tcp_timeout_established (seen on
         # 6.18). So this is what a mapping lives: the paper's value for established TCP [4].
@@ -341,11 +344,12 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     ]
 
 
-def en_look(interface: str, fw: EnFirewall) -> tuple[str, ...]:
+def en_look(interface: str, gateway: Gateway | None = None, *, kernel_path: bool = False) -> tuple[str, ...]:
     """The process that lists all `en_rules` makes, and the addresses of the outer interface; see `guard.read`."""
-    listing = f"echo '# nft'; nft -t list table ip {NFT_TABLE} 2>/dev/null; cat /proc/sys/{_ACCOUNTING.name}"
-    table = (listing,) if fw.kernel_path else ()
-    return _look("EN", interface, *table, *(() if fw.gateway is None else linux_gateway.look(fw.gateway)))
+    settings = f"cd /proc/sys && cat {_ACCOUNTING.name} {_LIBERAL.name}"
+    listing = f"echo '# nft'; nft -t list table ip {NFT_TABLE} 2>/dev/null; {settings}"
+    table = (listing,) if kernel_path else ()
+    return _look("EN", interface, *table, *(() if gateway is None else linux_gateway.look(gateway)))
 
 
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:

@@ -41,19 +41,7 @@ class Linux:
     def external_node(self, config: EnConfig) -> LinuxEn:
         forwards = self.settings.read("net/ipv4/ip_forward") == "1"
         gateway = forwards if config.gateway is None else config.gateway
-        interface = interfaces.outer_interface(config.interface)
-        return LinuxEn(config, interface, gateway=gateway, kernel_path=self._kernel_path(config))
-
-    def _kernel_path(self, config: EnConfig) -> bool:
-        """Whether there is one; NatfError if there must be one and can't."""
-        if config.kernel_path is False:
-            return False
-        problems = runner.check([linux.kernel_path_works(_rules(config, None, kernel_path=True))])
-        for problem in problems:
-            if config.kernel_path:
-                raise NatfError(f"kernel_path = true in [en]: {problem}")
-            log.warning("every packet is translated by this program, not by the kernel: %s", problem)
-        return not problems
+        return LinuxEn(config, interfaces.outer_interface(config.interface), gateway=gateway)
 
     def router(self, config: RouterConfig) -> LinuxRouter:
         return LinuxRouter(config, interfaces.outer_interface(config.interface))
@@ -89,16 +77,14 @@ def _rules(config: EnConfig, gateway: Gateway | None, *, kernel_path: bool) -> l
 
 class LinuxEn:
     """See `EnSide`. Packets of mapped routers are told by connection marks: nothing to admit. `gateway`: the hosts
-    behind this one are served too. `kernel_path`: the kernel translates the flows of the host's own programs."""
+    behind this one are served too."""
 
     inbound_exact = True
     heeds_unreachable = True
 
-    def __init__(
-        self, config: EnConfig, interface: Interface, *, gateway: bool = False, kernel_path: bool = False
-    ) -> None:
+    def __init__(self, config: EnConfig, interface: Interface, *, gateway: bool = False) -> None:
         self.interface = interface
-        self._kernel_path = kernel_path
+        self._kernel_path = config.kernel_path is not False  # until `open` finds that there can be none
         self._config = config
         self._gateway = gateway
         self._from_inside: FromInside | None = None
@@ -108,6 +94,7 @@ class LinuxEn:
 
     def open(self, stack: ExitStack) -> EnPorts:
         config = self._config
+        self._kernel_path = self._kernel_path and self._has_kernel_path()
         dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
         out = stack.enter_context(self._open_out())
         inward = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
@@ -118,6 +105,15 @@ class LinuxEn:
         inside = self._open_inside(stack) if self._gateway else None
         kernel = self._open_kernel_path(stack) if self._kernel_path else None
         return EnPorts((dns,), Way(out, inward, injector, kernel), injector, control, inside)
+
+    def _has_kernel_path(self) -> bool:
+        """NatfError if there must be one and can't."""
+        problems = runner.check([linux.kernel_path_works(_rules(self._config, None, kernel_path=True))])
+        for problem in problems:
+            if self._config.kernel_path:
+                raise NatfError(f"kernel_path = true in [en]: {problem}")
+            log.warning("every packet is translated by this program, not by the kernel: %s", problem)
+        return not problems
 
     def _open_out(self) -> Divert:
         config = self._config
@@ -155,7 +151,7 @@ class LinuxEn:
         if self._from_inside is not None:
             self._from_inside.source = interface.address
         rules = _rules(self._config, gateway, kernel_path=self._kernel_path)
-        look = linux.en_look(interface.name, rules)
+        look = linux.en_look(interface.name, gateway, kernel_path=self._kernel_path)
         return Plan("en", linux.probe_en(rules), linux.en_rules(rules), linux.en_sysctls(rules), linux.en_undo(), look)
 
     def _gateway_on(self, interface: Interface) -> Gateway:

@@ -42,7 +42,8 @@ class VatEntry:
 
     `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
     lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner. So is `way`:
-    the handle its packets come from; None until the first, as after a restart. `in_kernel`: the kernel translates it.
+    the handle its packets come from; None until the first, as after a restart. `syn_sequence`: of the SYN that
+    opened it. `in_kernel`: the kernel translates it.
     """
 
     flow: Flow
@@ -57,6 +58,7 @@ class VatEntry:
     renew_not_before: float = field(init=False, default=-math.inf)
     way: object = field(init=False, repr=False, default=None)
     in_kernel: bool = field(init=False, default=False)
+    syn_sequence: int | None = field(init=False, repr=False, default=None)
     state: TcpState | None = field(init=False)
     suspect: bool = field(init=False, default=False)
     unanswered: int = field(init=False, default=0)
@@ -89,6 +91,12 @@ class VatEntry:
     @property
     def deadline(self) -> float:
         return self.last_use + self._idle_limit
+
+    def is_opened_by(self, sequence: int) -> bool:
+        """Whether a SYN with this sequence number is the one that opened the connection, sent again. What became of a
+        connection since is seen late where the kernel carries it; a new one on its ports has another number (RFC 6528).
+        """
+        return self.state is TcpState.OPENING and self.syn_sequence in (None, sequence)
 
     def note_out(self, flags: int, now: float) -> None:
         """The application sent a packet, the released one included; `flags` are its TCP flags, 0 for UDP."""

@@ -9,7 +9,7 @@ import pytest
 from natf_bsd.bench import bed, measure
 from natf_bsd.bench.bed import DOMAIN, EN, NAME, ROUTER, Bed
 
-TINY = measure.Effort(pairs=1, rounds=5, seconds=0.05, fresh=1, entries=100)
+TINY = measure.Effort(pairs=1, rounds=5, turns=2, seconds=0.05, fresh=1, entries=100)
 
 lab = [pytest.mark.lab, pytest.mark.linux("a port forward of netfilter to compare with")]
 
@@ -43,7 +43,7 @@ def test_a_connection_is_timed_each_way_and_its_parts_are_told(ground: Bed) -> N
 @pytest.mark.parametrize("direction", ["put", "get"])
 def test_bytes_are_counted_where_they_arrive(ground: Bed, protocol: str, direction: str) -> None:
     for way in ground.ways:
-        count, took = ground.client(protocol, direction, 512, 0.05, way.target)
+        (((count, took),),) = ground.client("throughput", protocol, direction, 512, 0.05, 1, way.target)
         assert count > 0
         assert count % 512 == 0
         assert 0 < took < 10

@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from natf_bsd import __version__, platforms
-from natf_bsd.config import RouterConfig
+from natf_bsd.config import Config, RouterConfig
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
@@ -257,7 +258,10 @@ def test_cleanup_undoes_both_roles_while_no_daemon_can_start(host, root, monkeyp
     undo = runner.undo
     monkeypatch.setattr(runner, "undo", lambda commands: undo(commands, run_process))
     assert host.good("cleanup") == "rules, routes and kernel settings of natf are removed\n"
-    expected = [Linux().remains(role, RouterConfig(route_table=99)).undo for role in ("en", "router")]
+    expected = [
+        Linux().remains(role, Config(Path("natf.toml"), router=RouterConfig(route_table=99))).undo
+        for role in ("en", "router")
+    ]
     assert ran == [command.argv for undo in expected for command in undo]
     assert ("ip", "-4", "route", "flush", "table", "99", "proto", "78") in ran
     assert sorted(path.name for path in host.run_dir.iterdir()) == ["en.lock", "router.lock"]
@@ -268,12 +272,12 @@ def test_cleanup_of_one_role_leaves_a_living_daemon_of_the_other_alone(host, roo
     monkeypatch.setattr(runner, "undo", lambda commands: ran.extend(commands) or [])
     with RoleLock(host.run_dir, "router"):
         assert host.good("cleanup", "en") == "rules, routes and kernel settings of natf en are removed\n"
-    assert ran == Linux().remains("en", RouterConfig()).undo
+    assert ran == Linux().remains("en", Config(Path("natf.toml"))).undo
 
 
 def test_cleanup_names_what_it_could_not_remove_and_goes_on(host, root, monkeypatch):
     failure = CommandFailed(("iptables", "-X"), 4, "Another app is holding the lock\n")
-    of_the_router = Linux().remains("router", RouterConfig()).undo
+    of_the_router = Linux().remains("router", Config(Path("natf.toml"))).undo
     monkeypatch.setattr(runner, "undo", lambda commands: [failure] if commands == of_the_router else [])
     (host.run_dir / "en.sysctl").write_text("not json")
     (host.run_dir / "router.sock").touch()

@@ -164,7 +164,7 @@ print(good.count(True), len(good))
     assert done.stdout.split() == ["200", "200"], done.stderr
     counters = status(natf, "en")["counters"]
     assert counters["negotiation.started"] >= 200
-    assert counters["out.sent.released"] >= 200
+    assert counters["out.sent.handed_over"] >= 200
 
 
 def test_ping_to_a_virtual_address_is_answered_with_an_error_at_once(natf: Figure1Lab) -> None:

@@ -26,8 +26,6 @@ DOCUMENTATION = Path(__file__).parents[2] / "docs" / "lifetimes.md"
 LIFETIME = 10.0
 """Seconds of the NAT's UDP mappings, and so of ours: the least an external node believes."""
 
-RENEWAL = LIFETIME / 2
-
 FORGET = """
 import struct
 from natf_bsd.divert import netlink
@@ -149,7 +147,7 @@ def test_what_is_idle_or_closed_goes_and_what_is_used_stays(lab: Figure1Lab) -> 
     assert still is not None
     assert still["mapped"] == first["mapped"]
     renewed = status(lab, "en")["counters"]["negotiation.renewals"] - renewals
-    assert renewed >= int(LIFETIME / RENEWAL)
+    assert renewed >= 1
     started = status(lab, "en")["counters"]["negotiation.started"]
     assert idle.send() == "bob: hello", "the next datagram makes a new mapping"
     assert status(lab, "en")["counters"]["negotiation.started"] == started + 1

@@ -14,9 +14,9 @@ import dns.rrset
 import pytest
 
 from natf_bsd.config import EnConfig
-from natf_bsd.effects import Admit, Drop, Effect, Inject, Resumed, Save, Send, SendControl
+from natf_bsd.effects import Admit, Drop, Effect, HandOver, Inject, Resumed, Save, Send, SendControl, TakeBack
 from natf_bsd.en.core import EnCore
-from natf_bsd.types import Address, Direction, Endpoint, Packet, format_address, parse_address
+from natf_bsd.types import Address, Direction, Endpoint, Flow, Packet, format_address, parse_address
 from natf_bsd.wire import auth, build, icmp, message, packet
 
 DOMAIN = "home.example.net"
@@ -24,7 +24,8 @@ DOMAIN = "home.example.net"
 
 class Bench:
     """One `EnCore`. `sent` (bytes) and `put_back` (the packets), `dropped`, `told` (errors and answers of ours to
-    programs), `outward` (what took the way of a program's own packets), `asked` (requests as time, router, echo)."""
+    programs), `outward` (what took the way of a program's own packets), `handed_over` and `taken_back` (the kernel's
+    flows), `asked` (requests as time, router, echo)."""
 
     G1 = parse_address("203.0.113.10")
     G2 = parse_address("203.0.113.1")
@@ -44,6 +45,8 @@ class Bench:
         self.saved: list[dict[str, object]] = []
         self.admitted: list[tuple[bytes, ...]] = []
         self.resumed: list[bytes] = []
+        self.handed_over: list[HandOver] = []
+        self.taken_back: list[Flow] = []
 
     def perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -51,6 +54,10 @@ class Bench:
                 case Send(sent):
                     self.sent.append(bytes(sent.data))
                     self.put_back.append(sent)
+                case HandOver():
+                    self.handed_over.append(effect)
+                case TakeBack(flow):
+                    self.taken_back.append(flow)
                 case Drop(dropped):
                     self.dropped.append(dropped)
                 case Inject(data, outward=True):

@@ -3,10 +3,11 @@
 import logging
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from natf_bsd.config import EnConfig, RouterConfig
+from natf_bsd.config import Config, EnConfig, RouterConfig
 from natf_bsd.divert.inside import FromInside
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import plan, runner
@@ -102,7 +103,7 @@ def test_everything_either_role_sets_up_is_in_what_cleanup_undoes():
     en = EnConfig(("a.b",))
     for side in (LinuxEn(en, WAN), LinuxEn(en, WAN, gateway=True), LinuxRouter(config, WAN)):
         one = side.plan(WAN)
-        assert one.undo == Linux().remains(one.role, config).undo
+        assert one.undo == Linux().remains(one.role, Config(Path("natf.toml"), router=config)).undo
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.config import RouterConfig
+from natf_bsd.config import Config
 from natf_bsd.divert import Divert
 from natf_bsd.divert.tun import TunDevice
 from natf_bsd.errors import NatfError
@@ -303,7 +303,7 @@ def test_the_rules_of_a_daemon_that_lives_are_found_whatever_its_run_dir() -> No
         (problem,) = runner.check(linux.probe_router(other))
         assert "natf router is running with another run_dir (process" in problem
         assert "holds NFQUEUE 8701" in problem
-        remains = {role: Linux().remains(role, RouterConfig()) for role in ("en", "router")}
+        remains = {role: Linux().remains(role, Config(Path("natf.toml"))) for role in ("en", "router")}
         with pytest.raises(NatfError, match="natf router is running"):
             clean_up(remains, {"en": Path("/run/a"), "router": Path("/run/b")}, ProcSys())
         assert "NATF-RT" in host.space.run("iptables-save")

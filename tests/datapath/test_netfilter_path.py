@@ -1,0 +1,222 @@
+"""What the kernel path on Linux relies on, proved on the running kernel: a host and the router it talks to."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import time
+
+import pytest
+
+from natf_bsd.datapath import Carried, Gone
+from natf_bsd.datapath.netfilter import NetfilterPath
+from natf_bsd.divert import Direction, Divert
+from natf_bsd.firewall import linux, runner
+from natf_bsd.natd_bridge.conntrack import Conntrack
+from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
+from tests import spaces
+
+pytestmark = [
+    pytest.mark.lab,
+    spaces.LINUX,
+    pytest.mark.skipif(spaces.unsupported() is not None, reason=str(spaces.unsupported())),
+    pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian package nftables)"),
+]
+
+MARK, MASK = 0x4E000000, 0xFF000000
+OUT = 8711
+RULES = linux.EnFirewall(
+    "240.0.0.0/8", dns_queue=8710, out_queue=OUT, in_queue=8712, mark=MARK, mask=MASK, kernel_path=True
+)
+G1, V1, G2 = parse_address("203.0.113.10"), parse_address("240.0.1.1"), parse_address("203.0.113.1")
+MAPPED = Endpoint(G2, 61000)
+
+
+class Host:
+    def __init__(self) -> None:
+        self.en, self.router = spaces.Space(), spaces.Space()
+        self.en.cable("eth0", "203.0.113.10/24", self.router, "wan", "203.0.113.1/24")
+        self.en.run("ip route add default via 203.0.113.1")
+        with self.en:
+            runner.apply(linux.en_rules(RULES))
+            for setting in linux.en_sysctls(RULES):
+                self.en.run(f"sysctl -qw {setting.name.replace('/', '.')}={setting.value}")
+            self.out = Divert(OUT, direction=Direction.OUT)
+            self.path = NetfilterPath(MARK, MASK)
+
+    def begin(self, kind: socket.SocketKind, *, source: int, destination: int = 80) -> tuple[socket.socket, Flow]:
+        """A program's socket whose first packet is held, and its flow."""
+        with self.en:
+            program = socket.socket(socket.AF_INET, kind)
+        program.settimeout(5)
+        program.bind(("203.0.113.10", source))
+        protocol = Protocol.TCP if kind is socket.SOCK_STREAM else Protocol.UDP
+        if protocol == Protocol.TCP:
+            program.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                program.connect(("240.0.1.1", destination))
+            program.settimeout(5)
+        else:
+            program.connect(("240.0.1.1", destination))
+            program.send(b"hello")
+        return program, Flow(protocol, Endpoint(G1, source), Endpoint(V1, destination))
+
+    def let_go(self, flow: Flow, mapped: Endpoint = MAPPED) -> int:
+        """Hand `flow` over and release what waits; how many packets."""
+        packets = self.waiting()
+        assert self.path.hand_over(flow, mapped)
+        for packet in packets:
+            self.out.send(packet)
+        self.path.flush()
+        return len(packets)
+
+    def waiting(self) -> list:
+        time.sleep(0.05)
+        return self.out.recv_batch()
+
+    def server(self, kind: socket.SocketKind) -> socket.socket:
+        with self.router:
+            server = socket.socket(socket.AF_INET, kind)
+        server.bind(("203.0.113.1", MAPPED.port))
+        server.settimeout(5)
+        if kind is socket.SOCK_STREAM:
+            server.listen()
+        return server
+
+    def elements(self) -> str:
+        return self.en.run("nft list map ip natf_en vat").partition("elements")[2]
+
+
+@spaces.isolated
+def test_a_datagram_and_its_answer_go_by_the_kernel_alone() -> None:
+    host = Host()
+    server = host.server(socket.SOCK_DGRAM)
+    program, flow = host.begin(socket.SOCK_DGRAM, source=40000)
+    assert host.let_go(flow) == 1
+    data, source = server.recvfrom(100)
+    assert (data, source) == (b"hello", ("203.0.113.10", 40000))
+    server.sendto(b"yes", source)
+    assert program.recv(100) == b"yes", "from V1: the socket is connected to it"
+    program.send(b"again")
+    assert server.recv(100) == b"again"
+    assert host.waiting() == []
+    assert host.elements() == "", "nothing is left that could translate what we do not know of"
+
+
+@spaces.isolated
+def test_a_connection_is_made_used_and_closed() -> None:
+    host = Host()
+    server = host.server(socket.SOCK_STREAM)
+    program, flow = host.begin(socket.SOCK_STREAM, source=40001)
+    assert host.let_go(flow) == 1
+    connection, source = server.accept()
+    assert source == ("203.0.113.10", 40001)
+    program.sendall(b"x" * 500_000)
+    assert len(connection.recv(500_000, socket.MSG_WAITALL)) == 500_000
+    (seen,) = host.path.look()
+    assert isinstance(seen, Carried)
+    assert (seen.key, seen.mapped, seen.fins, seen.reset) == (flow.key, MAPPED, 0, False)
+    assert min(seen.out, seen.inward) > 2
+    connection.close()
+    program.close()
+    time.sleep(0.1)
+    (seen,) = host.path.look()
+    assert (seen.fins, seen.reset) == (2, False)
+    assert 0 < seen.out < 5, "since the last look"
+    assert host.waiting() == []
+
+
+@spaces.isolated
+def test_a_syn_is_always_shown_first() -> None:
+    """Its ports may be those of a flow the kernel has."""
+    host = Host()
+    host.router.run("iptables -A INPUT -p tcp -j DROP")
+    program, flow = host.begin(socket.SOCK_STREAM, source=40002)
+    assert host.let_go(flow) == 1
+    time.sleep(1.2)  # TCP sends it again after a second
+    assert host.let_go(flow) == 1
+    program.close()
+
+
+@spaces.isolated
+def test_nothing_leaves_that_was_not_handed_over() -> None:
+    """A packet let go without its flow, as when somebody has flushed the table."""
+    host = Host()
+    with host.router:
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    host.begin(socket.SOCK_DGRAM, source=40003)
+    for packet in host.waiting():
+        host.out.send(packet)
+    host.en.run("nft delete table ip natf_en")
+    _, flow = host.begin(socket.SOCK_DGRAM, source=40004)
+    assert not host.path.hand_over(flow, MAPPED)
+    assert host.path.counters["refused"] == 1
+    for packet in host.waiting():
+        host.out.send(packet)
+    time.sleep(0.05)
+    wire.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        wire.recv(2000)
+
+
+@spaces.isolated
+def test_what_is_taken_back_or_forgotten_is_shown_again() -> None:
+    host = Host()
+    server = host.server(socket.SOCK_DGRAM)
+    programs = [host.begin(socket.SOCK_DGRAM, source=port) for port in (40005, 40006, 40007)]
+    packets = host.waiting()
+    for (_, flow), packet in zip(programs, packets, strict=True):
+        assert host.path.hand_over(flow, MAPPED)
+        host.out.send(packet)
+    host.path.flush()
+    assert {report.key for report in host.path.look()} == {flow.key for _, flow in programs}
+    host.path.take_back(programs[0][1])
+    programs[0][0].send(b"shown")
+    assert [bytes(packet.data[28:]) for packet in host.waiting()] == [b"shown"]
+    with host.en:
+        conntrack = Conntrack()
+    conntrack.forget(programs[1][1])  # somebody else's doing
+    gone = [report for report in host.path.look() if isinstance(report, Gone)]
+    assert gone == [Gone(programs[1][1].key)]
+    host.path.forget()
+    assert host.path.look() == []
+    programs[2][0].send(b"shown too")
+    assert [bytes(packet.data[28:]) for packet in host.waiting()] == [b"shown too"]
+    assert len([server.recv(100) for _ in programs]) == 3
+
+
+@spaces.isolated
+def test_the_next_mapping_is_taken_once_the_flow_was_taken_back() -> None:
+    host = Host()
+    first = host.server(socket.SOCK_DGRAM)
+    program, flow = host.begin(socket.SOCK_DGRAM, source=40008)
+    host.let_go(flow)
+    assert first.recv(100) == b"hello"
+    host.path.take_back(flow)
+    program.send(b"elsewhere")
+    with host.router:
+        second = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    second.bind(("203.0.113.1", 61001))
+    second.settimeout(5)
+    host.let_go(flow, Endpoint(G2, 61001))
+    assert second.recv(100) == b"elsewhere"
+
+
+@spaces.isolated
+def test_the_mark_of_others_in_the_rest_of_the_connection_mark_stays() -> None:
+    host = Host()
+    host.server(socket.SOCK_DGRAM)
+    host.en.run("iptables -t mangle -I OUTPUT -p udp -j CONNMARK --set-xmark 0x12/0xff")
+    _, flow = host.begin(socket.SOCK_DGRAM, source=40009)
+    host.let_go(flow)
+    host.en.run("iptables -t mangle -I OUTPUT -m connmark --mark 0x4e000012 -j ACCEPT")
+    assert len(host.path.look()) == 1
+
+
+@spaces.isolated
+def test_whether_it_can_be_had_is_found_out_without_a_change() -> None:
+    space = spaces.Space()
+    with space:
+        assert runner.check([linux.kernel_path_works(RULES)]) == []
+        assert space.run("nft list ruleset") == ""

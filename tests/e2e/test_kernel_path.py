@@ -1,0 +1,159 @@
+"""Flows of the external node's programs, translated by the kernel: what goes on without the daemon, what is left."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from natf_bsd.lab import services
+from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.lab import LabProcess
+from natf_bsd.lab.story import digest
+from tests.e2e.steps import Talk, curl, kill, status, udp
+from tests.e2e.test_lifetimes import FORGET, UdpFlow, flow, tcp, until
+
+pytestmark = [pytest.mark.lab, pytest.mark.linux("netfilter")]
+
+MARKED = """
+from natf_bsd.natd_bridge.conntrack import Dump
+dump = Dump(0x4E000000, 0xFF000000)
+dump.begin()
+found = []
+while dump.under_way:
+    dump.wait()
+    found += dump.receive()
+print(len(found), sum(entry.key[4] == 240 for entry in found))
+"""
+
+
+def tracked(lab: Figure1Lab) -> tuple[int, int]:
+    """Connections with our mark in the external node's kernel; how many of them it translates."""
+    here, translated = lab.exec("en", [sys.executable, "-c", MARKED], check=True).stdout.split()
+    return int(here), int(translated)
+
+
+def table(lab: Figure1Lab) -> str:
+    return lab.exec("en", ["nft", "list", "ruleset"], check=True).stdout
+
+
+@contextmanager
+def asleep(process: LabProcess | None) -> Iterator[None]:
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def download(lab: Figure1Lab, speed: str) -> LabProcess:
+    """The big file, on its way."""
+    copy = lab.run_dir / "copy"
+    copy.unlink(missing_ok=True)
+    url = "http://alice.home.example.net/big"
+    argv = ["curl", "-sS", "--max-time", "60", "--speed-time", "3", "--limit-rate", speed, "-o", str(copy), url]
+    load = lab.spawn("en", argv, name="load")
+    lab.wait_until(lambda: copy.exists() and copy.stat().st_size > 1_000_000, load)
+    return load
+
+
+def test_a_download_needs_no_daemon(natf: Figure1Lab) -> None:
+    load = download(natf, "8M")
+    with asleep(natf.en):
+        assert load.wait(60) == 0, load.output()
+    assert digest(natf.run_dir / "copy") == services.big_digest("alice")
+
+
+def test_without_the_kernel_it_does(natf: Figure1Lab) -> None:
+    """The other way, for hosts without nftables; it is all there is for hosts behind a gateway."""
+    assert natf.en is not None
+    assert natf.en.stop() == 0
+    natf.start_en(kernel_path=False)
+    load = download(natf, "8M")
+    with asleep(natf.en):
+        assert load.wait(60) != 0
+    assert "alice" in curl(natf, "http://alice.home.example.net/").stdout
+    assert udp(natf, "bob.home.example.net") == "bob: hello"
+    counters = status(natf, "en")["counters"]
+    assert counters["out.sent.handed_over"] == 0
+    assert counters["in.sent.translated"] > 100
+    assert not any(row["in_kernel"] for row in status(natf, "en")["flows"])
+    natf.write_files()
+
+
+def test_flows_go_on_when_somebody_empties_the_kernels_table(natf: Figure1Lab) -> None:
+    talk, datagrams = Talk(natf, "en", "alice.home.example.net"), UdpFlow(natf, "bob.home.example.net")
+    before = talk.request()
+    assert datagrams.send() == "bob: hello"
+    started = status(natf, "en")["counters"]["negotiation.started"]
+    natf.exec("en", [sys.executable, "-c", FORGET], check=True)
+    assert tracked(natf) == (0, 0)
+    assert talk.request() == before
+    assert datagrams.send() == "bob: hello"
+    assert status(natf, "en")["counters"]["negotiation.started"] == started
+    assert tracked(natf) == (2, 2)
+
+
+def test_flows_go_on_when_somebody_flushes_every_table_of_nftables(natf: Figure1Lab) -> None:
+    """Those that are open at once, new ones when the guard has looked."""
+    talk = Talk(natf, "en", "alice.home.example.net")
+    before = talk.request()
+    natf.exec("en", ["nft", "delete", "table", "ip", "natf_en"], check=True)
+    assert natf.natf("en", "en", "reload").returncode == 0
+    assert "natf_en" in table(natf)
+    assert talk.request() == before
+    assert "alice" in curl(natf, "http://alice.home.example.net/").stdout
+
+
+def test_a_flow_that_is_over_is_over_in_the_kernel(natf: Figure1Lab) -> None:
+    talk = Talk(natf, "en", "alice.home.example.net")
+    port, _ = talk.request()
+    row = flow(natf, port)
+    assert row is not None
+    assert (row["in_kernel"], row["state"]) == (True, "established")
+    assert tcp(natf, 41004, "close") == "done"
+    closed = flow(natf, 41004)
+    assert closed is not None
+    assert (closed["in_kernel"], closed["state"]) == (True, "closing")
+    until(lambda: tracked(natf) == (1, 1), 20)
+    assert flow(natf, port) is not None
+
+
+def test_nothing_is_left_in_the_kernel_by_a_daemon_that_stops(natf: Figure1Lab) -> None:
+    talk = Talk(natf, "en", "alice.home.example.net")
+    talk.request()
+    assert tracked(natf) == (1, 1)
+    assert natf.en is not None
+    assert natf.en.stop() == 0
+    assert tracked(natf) == (0, 0)
+    assert "natf_en" not in table(natf)
+
+
+def test_nothing_is_left_by_one_that_was_killed_once_it_is_cleaned_up(natf: Figure1Lab) -> None:
+    talk = Talk(natf, "en", "alice.home.example.net")
+    before = talk.request()
+    kill(natf.en)
+    assert talk.request() == before, "what is open goes on meanwhile"
+    assert natf.natf("en", "cleanup", "en").returncode == 0
+    assert tracked(natf) == (0, 0)
+    assert "natf_en" not in table(natf)
+
+
+def test_the_next_daemon_takes_over_what_the_kernel_has(natf: Figure1Lab) -> None:
+    """All but flows of datagrams, whose mapping may be another's by now: their next one asks."""
+    talk, datagrams = Talk(natf, "en", "alice.home.example.net"), UdpFlow(natf, "bob.home.example.net")
+    before = talk.request()
+    assert datagrams.send() == "bob: hello"
+    kill(natf.en)
+    natf.start_en()
+    assert tracked(natf) == (1, 1)
+    assert talk.request() == before
+    assert datagrams.send() == "bob: hello"
+    for port in before[0], datagrams.port:
+        row = flow(natf, port)
+        assert row is not None
+        assert row["in_kernel"]
