@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from natf_bsd.bench import load
@@ -80,6 +81,11 @@ class Bed:
         self._lab.start_en()
         self.natf = Way("NAT-f", f"{self._resolve()}:{load.PORT}")
 
+    def stop(self) -> None:
+        """End both daemons."""
+        for role in "en", "router":
+            self._stop(role)
+
     def _stop(self, role: str) -> None:
         process: LabProcess | None = getattr(self._lab, role)
         if process is not None and process.stop():
@@ -91,11 +97,13 @@ class Bed:
 
 
 @contextmanager
-def made() -> Iterator[Bed]:
-    """A bed, gone afterwards. NatfError where there can be none."""
+def made(under: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Iterator[Bed]:
+    """A bed, gone afterwards; a role's daemon with the interpreter's arguments in `under`. NatfError where there can be
+    none."""
     if sys.platform != "linux":
         raise NatfError("natf bench needs Linux: the port forward it compares with is one of netfilter")
     lab = Figure1Lab(_INSTANCE)
+    lab.under = under
     with lab:
         lab.exec("router", ["iptables-restore", "-w", "--noflush"], input=_FORWARD, check=True)
         server = lab.spawn("alice", [sys.executable, "-m", "natf_bsd.bench.load", "serve"], name="load")

@@ -11,17 +11,23 @@ _PARTS = ("setup", "latency", "rate", "throughput", "scale")
 
 
 @click.command(short_help="Measure what NAT-f costs, here.")
-@click.argument("parts", nargs=-1, type=click.Choice(_PARTS))
+@click.argument("parts", nargs=-1, type=click.Choice((*_PARTS, "profile")))
 @click.option("--quick", is_flag=True, help="Less of everything: under two minutes.")
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Write report.json and report.md there too."
 )
 def bench(parts: tuple[str, ...], quick: bool, output: Path | None) -> None:
     """Measure PARTS (all by default: setup latency rate throughput scale) on the lab of figure 1, beside a static port
-    forward of the same router, and print the report. Linux, as root. Nothing is left behind."""
-    from natf_bsd.bench import bed, measure, report
+    forward of the same router, and print the report. Linux, as root. Nothing is left behind.
+
+    The part "profile", by itself, tells where the daemons' time goes while flows are set up.
+    """
+    from natf_bsd.bench import bed, measure, profile, report
 
     effort = measure.QUICK if quick else measure.WHOLE
+    if "profile" in parts:
+        click.echo("".join(profile.markdown(profile.profile(effort.pairs * effort.rounds))))
+        return
     wanted = parts or _PARTS
     found: dict[str, Any] = {"command": report.command_line(), "machine": report.circumstances()}
 

@@ -21,10 +21,13 @@ from natf_bsd.ops.interfaces import is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
 from natf_bsd.ops.trace import Trace
 from natf_bsd.platforms import EnPorts, EnSide, Injector, Way
-from natf_bsd.types import Packet
+from natf_bsd.types import Address, Packet
 
 _BATCH = 64
 """Packets read from one handle before the others have their turn."""
+
+_NEAR = 0.001
+"""Seconds of round trip within which the loop does not sleep for an answer: a few times what a wake-up takes."""
 
 
 class EnNode:
@@ -45,6 +48,8 @@ class EnNode:
         self._ports = ports
         self._save = save
         self._now = now
+        self.awake_until = 0.0
+        """Until when an answer may be there any moment; see `Loop`."""
         self._kernel = ports.own.kernel
         if self._kernel is not None:
             core.kernel_ways = (ports.own.out,)
@@ -149,14 +154,22 @@ class EnNode:
                 # Stamped before the call: on one machine the kernel delivers a packet before the call returns.
                 self.trace.started(effect.transaction, arrived, precise())
                 self._ports.control.send(effect.router, effect.data)
+                self._stay_awake(effect.router)
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
+                self.awake_until = 0.0
             elif isinstance(effect, Inject):
                 self._injector(effect).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             else:
                 raise TypeError(f"no external node does {effect!r}")
+
+    def _stay_awake(self, router: Address) -> None:
+        """A router near by answers before it would pay to sleep."""
+        round_trip = self.core.peers.round_trip(router)
+        if round_trip <= _NEAR:
+            self.awake_until = self._now() + 2 * round_trip
 
     def _hand_over(self, effect: HandOver) -> None:
         kernel = self._carrier()

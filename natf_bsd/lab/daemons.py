@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import tomlkit
 
@@ -14,6 +15,9 @@ from natf_bsd.lab.lab import Lab, LabProcess
 
 class DaemonLab(Lab):
     """See Lab. A host has one configuration file, with a section for each role ("en", "router") it has."""
+
+    under: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Arguments of the interpreter that runs the daemon of a role: `-m cProfile`, say."""
 
     @property
     def resolvers(self) -> list[str]:
@@ -37,7 +41,8 @@ class DaemonLab(Lab):
 
         NatfError with its output when it ends or takes more than a minute.
         """
-        process = self.spawn(host, self._natf(host, role, "run"), name=name)
+        interpreter, *arguments = self._natf(host, role, "run")
+        process = self.spawn(host, [interpreter, *self.under.get(role, ()), *arguments], name=name)
         self.wait_until(lambda: self._pid(host, role) == process.pid, process)
         return process
 

@@ -58,12 +58,18 @@ class RouterNode:
         }
 
     def _read_requests(self) -> None:
+        """Netfilter's NAT is done when the write returns: its answer goes on at once, a turn of the loop saved. What the
+        kernel is to forget of the requests can wait for that."""
         arrived = precise()
         before = self.core.pending
+        drops: list[Effect] = []
         for packet in self._ports.control.recv_batch(_BATCH):
-            self._perform(self.core.handle_request(packet, self._now()), arrived)
+            effects = self.core.handle_request(packet, self._now())
+            drops += [effect for effect in effects if isinstance(effect, Drop)]
+            self._perform((effect for effect in effects if not isinstance(effect, Drop)), arrived)
         if self.core.pending > before:
-            self._read_captured()  # netfilter's NAT is done when the write returns: a turn of the loop saved
+            self._read_captured()
+        self._perform(drops)
 
     def _read_captured(self) -> None:
         for data in self._ports.bridge.read_batch():
