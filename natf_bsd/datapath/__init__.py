@@ -63,6 +63,9 @@ class KernelPath(Protocol):
     def receive(self) -> list[Report]:
         """Reports that are there; never blocks."""
 
+    def look_at(self, flow: Flow) -> list[Report]:
+        """A report of one flow, as it is now."""
+
     def look(self) -> list[Report]:
         """Reports of all flows as they are now; waits for them."""
 

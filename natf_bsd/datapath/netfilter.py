@@ -101,11 +101,19 @@ class NetfilterPath:
 
     def receive(self) -> list[Report]:
         began = monotonic()
-        reports: list[Report] = [self._carried(entry) for entry in self._dump.receive()]
+        reports: list[Report] = [self._carried(entry, self._began) for entry in self._dump.receive()]
         if not self._dump.under_way:
             reports += self._end()
         self._spent += monotonic() - began
         return reports
+
+    def look_at(self, flow: Flow) -> list[Report]:
+        try:
+            entry = self._conntrack.get(flow)
+        except OSError:
+            self._counters["failed"] += 1
+            return []
+        return [] if entry is None else [self._carried(entry, monotonic())]
 
     def look(self) -> list[Report]:
         reports: list[Report] = []
@@ -140,16 +148,16 @@ class NetfilterPath:
         except OSError:
             self._counters["failed"] += 1
 
-    def _carried(self, entry: conntrack.Tracked) -> Carried:
+    def _carried(self, entry: conntrack.Tracked, now: float) -> Carried:
         known = self._known.get(entry.key)
         if known is None:
-            known = self._known[entry.key] = _Known(self._began)
+            known = self._known[entry.key] = _Known(now)
         # An idle flow may end early, by this much, but none that is used long before its time.
-        since = max(known.at, self._began - INTERVAL)
+        since = max(known.at, now - INTERVAL)
         out, inward = entry.out - known.out, entry.inward - known.inward
         if out < 0 or inward < 0:  # forgotten and made again: the kernel counts from nought
             out, inward = entry.out, entry.inward
-        known.at, known.out, known.inward = self._began, entry.out, entry.inward
+        known.at, known.out, known.inward = now, entry.out, entry.inward
         return Carried(entry.key, entry.mapped, since, out, inward, entry.fins, entry.reset)
 
     def _end(self) -> list[Report]:

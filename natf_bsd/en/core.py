@@ -200,8 +200,9 @@ class EnCore:
 
     # Negotiation [3.2 step 3-6].
 
-    def _renew(self, entry: VatEntry, key: bytes, now: float) -> list[Effect]:
-        """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile.
+    def _renew(self, entry: VatEntry, key: bytes, now: float, *, looked_at: bool = False) -> list[Effect]:
+        """Ask again for the mapping of a flow in use (DESIGN.md section 4); its packets go on meanwhile. `looked_at`:
+        what the entry says is what the kernel has just said.
 
         The router that has the flow is asked and no other, which would have a NAT of its own; only when the name has
         left it for another address (dynamic DNS) is that one asked.
@@ -215,7 +216,7 @@ class EnCore:
         routers = entry.relation.routers
         if entry.mapped.address in routers:
             routers = (entry.mapped.address,)
-        if entry.suspect:
+        if entry.suspect or (entry.in_kernel and not looked_at):
             # The SYN that was sent again may be answered: then a new mapping would come when the connection is in use.
             self._negotiations.renew_soon(entry.flow, entry.relation.name, routers, now)
             return []
@@ -337,9 +338,14 @@ class EnCore:
         if report.inward and entry.suspect:
             self._negotiations.called_off(key)
         entry.note_carried(report.out, report.inward, report.fins, reset=report.reset, since=report.since, now=now)
+        self._negotiations.in_use(key, established=entry.state is TcpState.ESTABLISHED)
         if (report.out or report.inward) and (key in self._unconfirmed or entry.renew_due(now)):
-            return self._renew(entry, key, now)
+            return self._renew(entry, key, now, looked_at=True)
         return []
+
+    def doubtful(self, now: float) -> list[Flow]:
+        """Flows that `handle_timer` would ask for again, which it should do by the kernel's latest word on them."""
+        return [flow for flow in self._negotiations.put_off(now) if (e := self.vat.by_out(flow.key)) and e.in_kernel]
 
     def _refused(self, negotiation: Negotiation, key: bytes, now: float) -> list[Effect]:
         entry = self.vat.by_out(key)

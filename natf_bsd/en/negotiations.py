@@ -56,6 +56,7 @@ class Negotiations:
         self._epoch_offset = epoch_offset
         self._by_transaction: dict[bytes, Negotiation] = {}
         self._by_flow: dict[bytes, Negotiation] = {}
+        self._put_off: dict[bytes, Negotiation] = {}
         self._alarms: list[tuple[float, int, Negotiation]] = []
         self._alarm_number = count()
 
@@ -98,7 +99,18 @@ class Negotiations:
         self._counters.add("negotiation.renewals")
         negotiation = self._new(flow, name, routers, renewal=True)
         negotiation.due = now + negotiation.rto
+        self._put_off[flow.key] = negotiation
         self._alarm(negotiation)
+
+    def put_off(self, now: float) -> list[Flow]:
+        """Flows of `renew_soon` whose time has come."""
+        return [negotiation.flow for negotiation in self._put_off.values() if negotiation.due <= now]
+
+    def in_use(self, key: bytes, *, established: bool) -> None:
+        """Whether the flow with this key is a TCP connection in use, should it be in `renew_soon`."""
+        negotiation = self._put_off.get(key)
+        if negotiation is not None:
+            negotiation.established = established
 
     def called_off(self, key: bytes) -> None:
         """The flow with this key needs no new mapping after all."""
@@ -116,6 +128,7 @@ class Negotiations:
         return self._ask(again, now)
 
     def _ask(self, negotiation: Negotiation, now: float) -> list[Effect]:
+        self._put_off.pop(negotiation.flow.key, None)
         return [self._request(negotiation, negotiation.start(now, self._epoch_ms(now)))]
 
     def _new(
@@ -221,6 +234,7 @@ class Negotiations:
     def _end(self, negotiation: Negotiation) -> Step:
         del self._by_transaction[negotiation.transaction]
         del self._by_flow[negotiation.flow.key]
+        self._put_off.pop(negotiation.flow.key, None)
         return Step(negotiation)
 
     def may_be_plain(self, negotiation: Negotiation) -> bool:

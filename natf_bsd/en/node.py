@@ -66,9 +66,11 @@ class EnNode:
             yield self._kernel, partial(self._read_kernel, self._kernel)
 
     def tick(self, now: float) -> None:
-        self._perform(self.core.handle_timer(now), precise())
         if self._kernel is not None:
+            for flow in self.core.doubtful(now):
+                self._heed(self._kernel.look_at(flow))
             self._kernel.tick(now)
+        self._perform(self.core.handle_timer(now), precise())
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next (monotonic seconds), None if never."""

@@ -62,6 +62,11 @@ class Conntrack:
         self._ask(_DELETE, tuple_)
         return True
 
+    def get(self, flow: Flow) -> Tracked | None:
+        """The entry of the flow whose first packet was `flow`, if there is one. OSError as `forget_closed`."""
+        found = self._ask(_GET, _tuple(flow))
+        return None if found is None else _tracked(found, _FIRST_ATTRIBUTE, len(found))
+
     def forget(self, flow: Flow) -> None:
         """Delete the entry of the flow whose first packet was `flow`, if there is one. OSError as `forget_closed`."""
         self._ask(_DELETE, _tuple(flow))
@@ -151,7 +156,7 @@ class Dump:
         self._netlink.close()
 
 
-def _tracked(data: bytearray, offset: int, end: int) -> Tracked | None:
+def _tracked(data: bytes | bytearray, offset: int, end: int) -> Tracked | None:
     """None for what is neither TCP nor UDP."""
     out = inward = state = 0
     key, mapped = b"", None

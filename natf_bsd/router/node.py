@@ -58,8 +58,8 @@ class RouterNode:
         }
 
     def _read_requests(self) -> None:
-        """Netfilter's NAT is done when the write returns: its answer goes on at once, a turn of the loop saved. What the
-        kernel is to forget of the requests can wait for that."""
+        """Netfilter's NAT is done when the write returns: its answer goes on at once, a turn of the loop saved. That
+        the kernel is to forget the request can wait for that."""
         arrived = precise()
         before = self.core.pending
         drops: list[Effect] = []

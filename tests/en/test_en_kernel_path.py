@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from natf_bsd.datapath import Carried, Gone
+from natf_bsd.en.core import DOUBT_AFTER
 from natf_bsd.en.report import tables
 from natf_bsd.tables.vat import SILENCE_PACKETS, SILENCE_SECONDS, TCP_CLOSING, TCP_RESET, TcpState
 from natf_bsd.types import Address, Endpoint
@@ -82,6 +83,42 @@ def test_a_syn_sent_again_is_no_new_connection_and_one_with_another_number_is(be
     assert [flow.key for flow in bench.taken_back] == [packet.flow_key(bench.syn(alice))]
     bench.map(61001)
     assert bench.handed_over[-1].mapped.port == 61001
+
+
+def test_a_syn_sent_again_and_answered_asks_for_nothing_once_the_kernel_has_said_so(
+    bench: Bench, alice: Address
+) -> None:
+    """A new mapping made in the middle of a connection ends it at the router (conntrack takes it for a new one)."""
+    syn = bench.syn(alice)
+    bench.out(syn)
+    bench.map()
+    bench.out(syn)
+    (doubtful,) = bench.core.doubtful(bench.now + 1)
+    assert doubtful.key == packet.flow_key(syn)
+    assert bench.core.doubtful(bench.now) == []
+    said = Carried(doubtful.key, Endpoint(bench.G2, 61000), bench.now, 3, 2)
+    bench.perform(bench.core.handle_report(said, bench.now))
+    assert bench.core.doubtful(bench.now + 1) == []
+    bench.wait(5)
+    assert len(bench.asked) == 1
+
+
+def test_an_error_about_an_open_connection_asks_for_it_as_that(bench: Bench, alice: Address) -> None:
+    """Its router may have lost its table. What the entry says of a connection may be old: the kernel is asked first."""
+    syn = bench.syn(alice)
+    bench.out(syn)
+    bench.map(lifetime=86400)
+    bench.wait(DOUBT_AFTER)
+    seen = build.tcp(Endpoint(bench.G1, 40000), Endpoint(bench.G2, 61000), flags=packet.TCP_ACK)
+    bench.come(build.unreachable_for(seen, code=3, source=bench.G2))
+    assert len(bench.asked) == 1
+    (doubtful,) = bench.core.doubtful(bench.now + 1)
+    said = Carried(doubtful.key, Endpoint(bench.G2, 61000), bench.now, 3, 2)
+    bench.perform(bench.core.handle_report(said, bench.now))
+    bench.wait(1)
+    request = message.decode(bench.asked[1][2].data)
+    assert isinstance(request, message.Request)
+    assert request.established
 
 
 def test_a_flow_the_kernel_does_not_take_is_refused_and_its_program_told(bench: Bench, alice: Address) -> None:

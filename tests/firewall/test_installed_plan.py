@@ -90,8 +90,10 @@ def test_undo_goes_on_after_a_failure_and_says_so(log, tmp_path, caplog):
 def test_the_plan_of_each_role_follows_its_configuration():
     en = LinuxEn(EnConfig(("a.b",), virtual_prefix=241, mark=0x4F << 24), WAN).plan(WAN)
     assert en.role == "en"
-    assert "241.0.0.0/8" in en.set_up[0].stdin
-    assert "0x4f000000/0xff000000" in en.set_up[0].stdin
+    table, rules, *_ = (command.stdin for command in en.set_up)
+    assert "ip daddr 241.0.0.0/8 ct mark set ct mark and 0xffffff or 0x4f000000" in table
+    assert "-d 241.0.0.0/8" in rules
+    assert "0x4f000000/0xff000000" in rules
     router = LinuxRouter(RouterConfig(tun="hairpin", route_table=99), WAN).plan(WAN)
     assert router.role == "router"
     assert "--to-source 203.0.113.1" in router.set_up[0].stdin
