@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,14 @@ from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.lab import LabProcess
 
 _INSTANCE = "bench"
-_ALICE = "192.168.0.2"
+ALICE, INSIDE = "192.168.0.2", "192.168.0.0/24"
 _FORWARDED = 9100
 NAME, DOMAIN, ROUTER, EN = "alice", "home.example.net", "203.0.113.1", "203.0.113.10"
 
 _FORWARD = f"""\
 *nat
--A PREROUTING -i wan -p tcp --dport {_FORWARDED} -j DNAT --to-destination {_ALICE}:{load.PORT}
--A PREROUTING -i wan -p udp --dport {_FORWARDED} -j DNAT --to-destination {_ALICE}:{load.PORT}
+-A PREROUTING -i wan -p tcp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.PORT}
+-A PREROUTING -i wan -p udp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.PORT}
 COMMIT
 *filter
 -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT
@@ -41,6 +42,34 @@ class Way:
     target: str
 
 
+class Talk:
+    """Lines to and from a program; NatfError with its complaint when it has ended."""
+
+    def __init__(self, process: LabProcess) -> None:
+        self._process = process
+
+    def tell(self, line: str) -> None:
+        if self._process.stdin is None:
+            raise TypeError("the program was started with a pipe")
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> str:
+        if self._process.stdout is None:
+            raise TypeError("the program was started with a pipe")
+        if not (line := self._process.stdout.readline()):
+            self._process.wait()
+            raise NatfError(f"{self._process.log.stem}: {self._process.output().strip()[-300:] or 'it has ended'}")
+        return str(line).strip()
+
+    def say(self, line: str) -> str:
+        self.tell(line)
+        return self.hear()
+
+    def ask(self, number: int) -> float:
+        return float(self.say(str(number)))
+
+
 class Bed:
     """`forward` first, then `natf`. Both daemons run; `restart_en` gives a fresh external node."""
 
@@ -52,6 +81,44 @@ class Bed:
     @property
     def ways(self) -> tuple[Way, Way]:
         return self.forward, self.natf
+
+    @property
+    def folder(self) -> Path:
+        """For files of whoever runs here; gone with the lab."""
+        return self._lab.run_dir
+
+    def run(self, host: str, *argv: str) -> str:
+        """What a command on `host` wrote; NatfError with its complaint if it failed."""
+        done = self._lab.exec(host, argv, capture_output=True, timeout=60)
+        if done.returncode:
+            raise NatfError(f"{' '.join(argv)}: {done.stderr.strip() or f'status {done.returncode}'}")
+        return done.stdout
+
+    def has(self, host: str, *argv: str) -> bool:
+        """Whether a command on `host` succeeds."""
+        return self._lab.exec(host, argv, capture_output=True, timeout=60).returncode == 0
+
+    def spawn(self, host: str, *argv: str) -> LabProcess:
+        return self._lab.spawn(host, argv)
+
+    def wait_until(self, condition: Callable[[], bool], process: LabProcess) -> None:
+        """NatfError with what `process` wrote if it ends before, or if a minute does."""
+        self._lab.wait_until(condition, process)
+
+    def wait_for(self, process: LabProcess, text: str) -> None:
+        """Until `process` has written `text`; as `wait_until`."""
+        self.wait_until(lambda: text in process.output(), process)
+
+    @contextmanager
+    def talking(self, host: str, module: str, *arguments: str) -> Iterator[Talk]:
+        """A program of ours on `host` that answers line by line."""
+        argv = [sys.executable, "-m", module, *arguments]
+        name = module.rpartition(".")[2]
+        process = self._lab.spawn(host, argv, name=name, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            yield Talk(process)
+        finally:
+            process.stop()
 
     def client(self, *arguments: object) -> Any:
         """What a load maker on the external node measured."""

@@ -100,7 +100,7 @@ def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, SIZES):
         say(f"throughput: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
         rounds = bed.client("throughput", protocol, direction, size, effort.seconds, effort.turns, *targets)
-        pairs = [[_speed(*run) for run in runs] for runs in rounds]
+        pairs = [[speed(*run) for run in runs] for runs in rounds]
         rows.append(
             {
                 "protocol": protocol,
@@ -113,7 +113,8 @@ def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     return rows
 
 
-def _speed(count: float, took: float) -> float:
+def speed(count: float, took: float) -> float:
+    """Bits a second."""
     return 8 * count / took if took else 0.0
 
 

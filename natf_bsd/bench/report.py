@@ -68,6 +68,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
         ("latency", _latency),
         ("rate", _rate),
         ("throughput", _throughput),
+        ("peers", _peers),
         ("scale", _scale),
     )
     for name, part in parts:
@@ -124,6 +125,42 @@ def _throughput(found: list[dict[str, Any]]) -> Iterator[str]:
     for row in found:
         yield f"| {row['protocol'].upper()} | {row['direction']} | {row['size']} | {row['port forward'] / 1e6:,.1f} "
         yield f"| {row['NAT-f'] / 1e6:,.1f} | {row['ratio']:.2f} |\n"
+
+
+def _peers(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield "## Peers\n\nA new flow until its first byte, in microseconds: what a peer needs before the first packet may "
+    yield "go (signalling), and from then on. *Added* is against the port forward, a median of alternating pairs.\n\n"
+    yield "| peer | signalling | first byte: median | p95 | added | of which pairs | first after its start "
+    yield "| round trip | what was timed |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    ran = [row for row in found if "not_run" not in row]
+    for row in ran:
+        trip = _microseconds(row["round_trip"]["median"]) if "round_trip" in row else ""
+        first = _microseconds(row["first"]) if "first" in row else ""
+        yield f"| {row['name']} | {_microseconds(row['signalling']['median'])} "
+        yield f"| {_microseconds(row['first_byte']['median'])} | {_microseconds(row['first_byte']['p95'])} "
+        yield f"| **{_microseconds(row['added'])}** | {', '.join(map(_microseconds, row['added_by_pair']))} "
+        yield f"| {first} | {trip} | {row['counted']} |\n"
+    yield "\n| peer | NAT-f's added time to its own |\n| --- | --- |\n"
+    own = next(row["added"] for row in ran if row["name"] == "NAT-f")
+    yield from (
+        f"| {row['name']} | {own / row['added']:.2f} |\n" for row in ran if row["name"] != "NAT-f" and row["added"] > 0
+    )
+    yield "\nStreams, in Mbit/s delivered (ratio to the port forward):\n\n"
+    streams = [(row["protocol"], row["direction"], row["size"]) for row in ran[0]["streams"]]
+    titles = [f"{protocol.upper()} {size} {_ARROWS[direction]}" for protocol, direction, size in streams]
+    yield f"| peer | {' | '.join(titles)} |\n| --- |{' --- |' * len(titles)}\n"
+    for row in ran:
+        by = {(s["protocol"], s["direction"], s["size"]): s for s in row["streams"]}
+        cells = [f"{by[s]['speed'] / 1e6:,.0f} ({by[s]['ratio']:.2f})" if s in by else "" for s in streams]
+        yield f"| {row['name']} | {' | '.join(cells)} |\n" if any(cells) else ""
+    yield "\n| peer | gives, beside reachability | asks |\n| --- | --- | --- |\n"
+    yield from (f"| {row['name']} | {row['gives']} | {row['asks']} |\n" for row in found)
+    for row in found:
+        if "not_run" in row:
+            yield f"\n**{row['name']}** did not run here: {row['not_run']}\n"
+
+
+_ARROWS: Final = {"put": "to alice", "get": "from alice"}
 
 
 def _scale(found: dict[str, Any]) -> Iterator[str]:

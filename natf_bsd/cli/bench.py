@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-_PARTS = ("setup", "latency", "rate", "throughput", "scale")
+_PARTS = ("setup", "latency", "rate", "throughput", "peers", "scale")
 
 
 @click.command(short_help="Measure what NAT-f costs, here.")
@@ -17,12 +17,13 @@ _PARTS = ("setup", "latency", "rate", "throughput", "scale")
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Write report.json and report.md there too."
 )
 def bench(parts: tuple[str, ...], quick: bool, output: Path | None) -> None:
-    """Measure PARTS (all by default: setup latency rate throughput scale) on the lab of figure 1, beside a static port
+    """Measure PARTS (all by default) on the lab of figure 1, beside a static port
     forward of the same router, and print the report. Linux, as root. Nothing is left behind.
 
     The part "profile", by itself, tells where the daemons' time goes while flows are set up.
     """
     from natf_bsd.bench import bed, measure, profile, report
+    from natf_bsd.bench.peers.measure import peers
 
     effort = measure.QUICK if quick else measure.WHOLE
     if "profile" in parts:
@@ -37,7 +38,9 @@ def bench(parts: tuple[str, ...], quick: bool, output: Path | None) -> None:
     if set(wanted) - {"scale"}:
         with bed.made() as ground:
             for name in wanted:
-                if name != "scale":
+                if name == "peers":
+                    found[name] = peers(ground, effort, say)
+                elif name != "scale":
                     found[name] = getattr(measure, name)(ground, effort, say)
     if "scale" in wanted:
         found["scale"] = measure.scale(effort, say)

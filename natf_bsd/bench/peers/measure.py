@@ -1,0 +1,122 @@
+"""What each peer costs, beside the port forward and NAT-f in alternating pairs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any, Final
+
+from natf_bsd.bench.bed import Bed
+from natf_bsd.bench.measure import Effort, Say, speed
+from natf_bsd.bench.peers import Reach, direct, ice, igd, sshuttle, tunnels, turn
+from natf_bsd.bench.quantiles import quantiles
+from natf_bsd.errors import NatfError
+
+ALL: Final = (direct.PEER, igd.PCP, igd.UPNP, turn.PEER, ice.PEER, tunnels.WIREGUARD, sshuttle.PEER, tunnels.IPIP)
+
+_STREAMS: Final = (
+    ("tcp", "put", 1472),
+    ("tcp", "get", 1472),
+    ("udp", "put", 64),
+    ("udp", "put", 1472),
+    ("udp", "get", 1472),
+)
+"""Of the streams of `measure.throughput` those that tell peers apart."""
+
+_FEWER: Final = 10
+"""Peers whose flows take milliseconds get a tenth of the rounds."""
+
+
+def peers(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
+    """Of each peer: the time of a new flow until its first byte, what that adds to the port forward, round trips and
+    streams; or why it does not run here."""
+    rows = [_natf(bed, effort, say)]
+    for peer in ALL:
+        say(f"peers: {peer.name}")
+        row: dict[str, Any] = {"name": peer.name, "gives": peer.gives, "asks": peer.asks, "counted": peer.counted}
+        try:
+            with peer.run(bed) as reach:
+                row |= _measured(bed, reach, effort)
+        except NatfError as error:
+            row["not_run"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
+    say("peers: NAT-f")
+    return {
+        "name": "NAT-f",
+        "gives": "nothing; names for inside hosts, and access control",
+        "asks": "of the external node and the router a daemon each",
+        "counted": "negotiation within connect()",
+        **_measured(bed, Reach(bed.natf.target, ("tcp", "udp")), effort),
+    }
+
+
+def _measured(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
+    row = _by_target(bed, reach, effort) if reach.target else _by_flows(bed, reach.flows, effort)
+    if reach.first is not None:
+        row["first"] = statistics.median(reach.first() for _ in range(effort.fresh))
+    return row
+
+
+def _by_target(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
+    """The load makers go by it as they are."""
+    targets = (bed.forward.target, reach.target)
+    added, times, signalling = [], [], []
+    for _ in range(effort.pairs):
+        rounds = bed.client("setup", effort.rounds, *targets)
+        before = reach.signalling(max(5, effort.rounds // _FEWER)) if reach.signalling else [0.0]
+        forward, own = (statistics.median(row[way][1] for row in rounds) for way in range(2))
+        added.append(statistics.median(before) + own - forward)
+        times += [row[1][1] for row in rounds]
+        signalling += before
+    row: dict[str, Any] = {
+        "added_by_pair": added,
+        "added": statistics.median(added),
+        "first_byte": quantiles(times),
+        "signalling": quantiles(signalling),
+    }
+    if "udp" in reach.protocols:
+        trips = bed.client("echo", effort.rounds, *targets)
+        row["round_trip"] = quantiles([trip[1] for trip in trips])
+    row["streams"] = [
+        _stream(bed, reach.target, effort, *stream) for stream in _STREAMS if stream[0] in reach.protocols
+    ]
+    return row
+
+
+def _stream(bed: Bed, target: str, effort: Effort, protocol: str, direction: str, size: int) -> dict[str, Any]:
+    rounds = bed.client(
+        "throughput", protocol, direction, size, effort.seconds, effort.turns, bed.forward.target, target
+    )
+    pairs = [[speed(*run) for run in runs] for runs in rounds]
+    return {
+        "protocol": protocol,
+        "direction": direction,
+        "size": size,
+        "speed": statistics.median(own for _, own in pairs),
+        "ratio": statistics.median(own / forward for forward, own in pairs),
+    }
+
+
+def _by_flows(bed: Bed, flows: Callable[[int], list[list[float]]] | None, effort: Effort) -> dict[str, Any]:
+    """It has a program of its own at both ends."""
+    if flows is None:
+        raise TypeError("a peer has a target or flows")
+    added, signalling, trips = [], [], []
+    for _ in range(effort.pairs):
+        forward = statistics.median(row[0] for row in bed.client("echo", effort.rounds, bed.forward.target))
+        found = flows(max(3, effort.rounds // _FEWER))
+        added.append(statistics.median(before + trip for before, trip in found) - forward)
+        signalling += [before for before, _ in found]
+        trips += [trip for _, trip in found]
+    return {
+        "added_by_pair": added,
+        "added": statistics.median(added),
+        "first_byte": quantiles([before + trip for before, trip in zip(signalling, trips, strict=True)]),
+        "signalling": quantiles(signalling),
+        "round_trip": quantiles(trips),
+        "streams": [],
+    }
