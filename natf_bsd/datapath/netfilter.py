@@ -35,7 +35,8 @@ _BATCH_END: Final = 17
 _NFTABLES: Final = 10
 _NEW_ELEMENT: Final = _NFTABLES << 8 | 12
 _DELETE_ELEMENT: Final = _NFTABLES << 8 | 14
-_CREATE: Final = netlink.NLM_F_REQUEST | 0x400
+_ACKNOWLEDGED: Final = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
+_CREATE: Final = _ACKNOWLEDGED | 0x400
 _NESTED: Final = 1 << 15
 _IN_TABLE: Final = struct.pack("!BBH", socket.AF_INET, 0, 0) + b"".join(
     netlink.attribute(kind, f"{name}\0".encode()) for kind, name in ((1, NFT_TABLE), (2, NFT_MAP))
@@ -76,7 +77,7 @@ class NetfilterPath:
     def flush(self) -> None:
         if self._elements:
             # The table may have gone meanwhile with all that is in it.
-            self._counters["failed"] += not self._change(_DELETE_ELEMENT, netlink.NLM_F_REQUEST, self._elements)
+            self._counters["failed"] += not self._change(_DELETE_ELEMENT, _ACKNOWLEDGED, self._elements)
             self._elements.clear()
 
     def take_back(self, flow: Flow) -> None:
@@ -184,11 +185,9 @@ class NetfilterPath:
         try:
             connection.send(batch)
             answer = connection.recv(_LARGEST_ERROR)
-        except BlockingIOError:
-            return True  # the kernel works it off within the call, and says nothing when all is well
         except OSError:
             return False
-        return netlink.error_of(answer) == 0
+        return netlink.error_of(answer) == 0  # worked off and acknowledged within the call
 
 
 class _Known:

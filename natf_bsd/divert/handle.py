@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,8 +18,9 @@ class Backend(Protocol):
     def fileno(self) -> int:
         """A descriptor that polls readable while packets wait."""
 
-    def receive(self, limit: int) -> list[Packet]:
-        """At most `limit` waiting packets, each with a token; never blocks."""
+    def receive(self, limit: int) -> Iterable[Packet]:
+        """At most `limit` waiting packets, each with a token; never blocks. They may be read one by one, each when the
+        one before has been dealt with."""
 
     def send(self, packet: Packet) -> None:
         """Put `packet` back where it was, with its bytes as they are now."""
@@ -123,10 +124,13 @@ class Divert:
 
         `sin` (rule number, direction, receive interface) becomes the packet's token.
         """
-        packets = self._backend.receive(limit)
-        for packet in packets:
+        return list(self.waiting(limit))
+
+    def waiting(self, limit: int = 64) -> Iterator[Packet]:
+        """As `recv_batch`, one by one: the first is there before anybody has looked whether there is a second."""
+        for packet in self._backend.receive(limit):
             packet.handle = self
-        return packets
+            yield packet
 
     def send(self, packet: Packet) -> None:
         """Put `packet` back where it was taken out, with its bytes as they are now; checksums are the caller's work.

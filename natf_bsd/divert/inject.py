@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 from natf_bsd.errors import NatfError
@@ -119,14 +120,12 @@ class ControlSocket(_RawSocket):
         """Send `icmp`, from its type byte and with its checksum, to `router`. Refusals are counted, not raised."""
         self._send_to(router, icmp)
 
-    def recv_batch(self, limit: int = 64) -> list[tuple[Address, bytes]]:
-        """Source address and ICMP message of those that wait, at most `limit`. Never blocks."""
-        found: list[tuple[Address, bytes]] = []
-        while len(found) < limit:
+    def waiting(self, limit: int = 64) -> Iterator[tuple[Address, bytes]]:
+        """Source address and ICMP message of those that wait, at most `limit`, one by one. Never blocks."""
+        for _ in range(limit):
             try:
                 packet = self._socket.recv(_LARGEST)
             except BlockingIOError:
-                break
+                return
             # The kernel has checked the header and gives whole packets, reassembled.
-            found.append((packet[12:16], packet[(packet[0] & 0x0F) * 4 :]))
-        return found
+            yield packet[12:16], packet[(packet[0] & 0x0F) * 4 :]

@@ -12,6 +12,7 @@ packet: the device is a way to meet NAT first, not a tunnel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, cast
 
 from natf_bsd.divert.fragments import Fragments
@@ -73,7 +74,7 @@ class FromInside:
         return self._tun.fileno()
 
     def receive(self, limit: int) -> list[Packet]:
-        read = self._tun.read_batch(limit)
+        read = list(self._tun.waiting(limit))
         ours = [data for data in read if self._is_ours(data)]
         self._foreign += len(read) - len(ours)
         translated = [data for data in ours if self._is_translated(data)]
@@ -145,7 +146,7 @@ class ToInside:
     def fileno(self) -> int:
         return self._queue.fileno()
 
-    def receive(self, limit: int) -> list[Packet]:
+    def receive(self, limit: int) -> Iterable[Packet]:
         return self._queue.receive(limit)
 
     def send(self, packet: Packet) -> None:

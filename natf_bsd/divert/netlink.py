@@ -18,6 +18,7 @@ NETLINK_NO_ENOBUFS: Final = 5  # linux/netlink.h
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 NLM_F_REQUEST: Final = 1
+NLM_F_ACK: Final = 4
 NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Final, TextIO, cast
 
 from natf_bsd.divert import netlink
@@ -85,18 +86,16 @@ class NfqueueBackend:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def receive(self, limit: int) -> list[Packet]:
-        packets: list[Packet] = []
-        while len(packets) < limit:
+    def receive(self, limit: int) -> Iterator[Packet]:
+        for _ in range(limit):
             try:
                 length = self._socket.recv_into(self._buffer)
             except BlockingIOError:
-                break
+                return
             packet = self._parse(length)
             if packet is not None:
-                packets.append(packet)
-        self._received += len(packets)
-        return packets
+                self._received += 1
+                yield packet
 
     def send(self, packet: Packet) -> None:
         packet_id, mark, original = cast("tuple[int, int, bytes]", packet.token)

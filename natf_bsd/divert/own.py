@@ -6,7 +6,7 @@ A raw socket's packets would meet every rule, natd's among them (FREEBSD.md 3); 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from natf_bsd.divert.divert4 import DivertBackend, DivertWriter, own_packet
@@ -93,18 +93,16 @@ class DivertedControl:
         """Send `message`, from its ICMP type byte and with its checksum. Refusals are counted, not raised."""
         self._out.send(bytes(build.ipv4(Protocol.ICMP, self._address(), router, message)))
 
-    def recv_batch(self, limit: int = 64) -> list[tuple[Address, bytes]]:
+    def waiting(self, limit: int = 64) -> Iterator[tuple[Address, bytes]]:
         """Source address and ICMP message of NAT-f's replies that wait, at most `limit`. Never blocks."""
-        found: list[tuple[Address, bytes]] = []
         for packet in self._replies.receive(limit):
             if is_ours(packet):
                 self._replies.drop(packet)
-                found.append((wire.source(packet.data), bytes(packet.data[wire.header_length(packet.data) :])))
+                self._counters["received"] += 1
+                yield wire.source(packet.data), bytes(packet.data[wire.header_length(packet.data) :])
             else:
                 self._replies.send(packet)
                 self._counters["passed"] += 1
-        self._counters["received"] += len(found)
-        return found
 
     @property
     def counters(self) -> dict[str, int]:

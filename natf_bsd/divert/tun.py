@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from natf_bsd.errors import NatfError, RestartNeeded
@@ -57,18 +58,17 @@ class TunDevice:
             return False
         return True
 
-    def read_batch(self, limit: int) -> list[bytes]:
-        """The packets that wait, at most `limit`. Never blocks."""
-        found: list[bytes] = []
-        while len(found) < limit:
+    def waiting(self, limit: int) -> Iterator[bytes]:
+        """The packets that wait, at most `limit`, one by one. Never blocks."""
+        for _ in range(limit):
             try:
-                found.append(os.read(self._descriptor, _LARGEST))
+                data = os.read(self._descriptor, _LARGEST)
             except BlockingIOError:
-                break
+                return
             except OSError as error:
                 self._removed(error)
                 raise
-        return found
+            yield data
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -91,7 +91,7 @@ class EnDaemon:
             stack.callback(self._forget)
             self._node.look()  # what the kernel has of an earlier run
             self._node.addresses_changed()
-            self._loop = Loop(self._next_deadline, self._tick, lambda: self._node.awake_until)
+            self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
             self._listen()
             self._side.keep(self._core.routers())

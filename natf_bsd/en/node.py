@@ -21,13 +21,10 @@ from natf_bsd.ops.interfaces import is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
 from natf_bsd.ops.trace import Trace
 from natf_bsd.platforms import EnPorts, EnSide, Injector, Way
-from natf_bsd.types import Address, Packet
+from natf_bsd.types import Packet
 
 _BATCH = 64
 """Packets read from one handle before the others have their turn."""
-
-_NEAR = 0.001
-"""Seconds of round trip within which the loop does not sleep for an answer: a few times what a wake-up takes."""
 
 
 class EnNode:
@@ -48,8 +45,6 @@ class EnNode:
         self._ports = ports
         self._save = save
         self._now = now
-        self.awake_until = 0.0
-        """Until when an answer may be there any moment; see `Loop`."""
         self._kernel = ports.own.kernel
         if self._kernel is not None:
             core.kernel_ways = (ports.own.out,)
@@ -111,7 +106,7 @@ class EnNode:
     def _read_dns(self, dns: Divert) -> None:
         """Routers are admitted at once for all answers that wait: it may cost a process, and web pages choose names."""
         effects: list[Effect] = []
-        for packet in dns.recv_batch(_BATCH):
+        for packet in dns.waiting(_BATCH):
             began = precise()
             rewritten = self.core.counters["dns.sent.rewritten"]
             effects += self.core.handle_dns(packet, self._now())
@@ -125,12 +120,12 @@ class EnNode:
     def _read(self, divert: Divert, handle: Callable[[Packet, float], list[Effect]]) -> None:
         arrived = precise()
         now = self._now()
-        for packet in divert.recv_batch(_BATCH):
+        for packet in divert.waiting(_BATCH):
             self._perform(handle(packet, now), arrived)
 
     def _read_control(self) -> None:
         arrived = precise()
-        for source, data in self._ports.control.recv_batch(_BATCH):
+        for source, data in self._ports.control.waiting(_BATCH):
             self._perform(self.core.handle_control(source, data, self._now()), arrived)
 
     def _read_kernel(self, kernel: KernelPath) -> None:
@@ -156,22 +151,14 @@ class EnNode:
                 # Stamped before the call: on one machine the kernel delivers a packet before the call returns.
                 self.trace.started(effect.transaction, arrived, precise())
                 self._ports.control.send(effect.router, effect.data)
-                self._stay_awake(effect.router)
             elif isinstance(effect, Resumed):
                 self.trace.ended(effect.transaction, arrived, precise())
-                self.awake_until = 0.0
             elif isinstance(effect, Inject):
                 self._injector(effect).send(effect.data)
             elif isinstance(effect, Save):
                 self._save(effect.record)
             else:
                 raise TypeError(f"no external node does {effect!r}")
-
-    def _stay_awake(self, router: Address) -> None:
-        """A router near by answers before it would pay to sleep."""
-        round_trip = self.core.peers.round_trip(router)
-        if round_trip <= _NEAR:
-            self.awake_until = self._now() + 2 * round_trip
 
     def _hand_over(self, effect: HandOver) -> None:
         kernel = self._carrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,11 +54,6 @@ class Peers:
     def rto(self, router: Address) -> float:
         peer = self._table.get("address", router)
         return peer.rto if peer else INITIAL_RTO
-
-    def round_trip(self, router: Address) -> float:
-        """Smoothed, in seconds; infinite while none was measured."""
-        peer = self._table.get("address", router)
-        return peer.smoothed_rtt if peer else math.inf
 
     def speaks_natf(self, router: Address) -> bool:
         """Whether it has answered us before: if it mirrors an echo, its daemon is away; it is no plain host."""

@@ -288,7 +288,7 @@ class Fabric:
         for effect in effects:
             if isinstance(effect, WritePseudo):
                 self.bridge.write(effect.data)
-                for captured in self.bridge.read_batch():
+                for captured in self.bridge.captured():
                     self._perform_router(self.router.handle_captured(captured, self.now))
             elif isinstance(effect, Inject):
                 self._answer([effect.data])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from natf_bsd.natd_bridge.pseudo import PseudoStyle
@@ -25,13 +26,13 @@ class NatBridge(Protocol):
         """How pseudo-packets for this NAT are to be built."""
 
     def fileno(self) -> int | None:
-        """A descriptor that polls readable while `read_batch` has something; None if it has after `write` only."""
+        """A descriptor that polls readable while `captured` has something; None if it has after `write` only."""
 
     def write(self, data: bytes) -> None:
         """Hand a pseudo-packet to the NAT. What the system refuses is counted, not raised: the core tries again."""
 
-    def read_batch(self) -> list[bytes]:
-        """Packets that came out of the NAT; for `pseudo.parse_captured`. Never blocks."""
+    def captured(self) -> Iterable[bytes]:
+        """Packets that came out of the NAT; for `pseudo.parse_captured`. Never blocks. They may be read one by one."""
 
     def forget(self, inside: Flow) -> None:
         """Let the NAT forget its mapping of `inside` (P1:d -> G1:s), where it can be told to: it is at an address that

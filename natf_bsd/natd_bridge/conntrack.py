@@ -189,13 +189,18 @@ def _marked(mark: int, mask: int) -> bytes:
     return netlink.attribute(_MARK, struct.pack("!I", mark)) + netlink.attribute(_MARK_MASK, struct.pack("!I", mask))
 
 
+# An original tuple with all attributes in it, sizes and kinds in host order: addresses, then protocol and ports.
+_QUESTION: Final = struct.Struct("=HHHHHH4sHH4sHHHHB3xHH2s2xHH2s2x")
+
+
 def _tuple(flow: Flow) -> bytes:
-    attribute = netlink.attribute
     source, destination = flow.source, flow.destination
-    addresses = attribute(1, source.address) + attribute(2, destination.address)
-    ports = attribute(2, struct.pack("!H", source.port)) + attribute(3, struct.pack("!H", destination.port))
-    protocol = attribute(1, bytes([flow.protocol])) + ports
-    return attribute(_TUPLE_ORIGINAL | _NESTED, attribute(1 | _NESTED, addresses) + attribute(2 | _NESTED, protocol))
+    return _QUESTION.pack(
+        *(_QUESTION.size, _TUPLE_ORIGINAL | _NESTED, 20, 1 | _NESTED),
+        *(8, 1, source.address, 8, 2, destination.address),
+        *(28, 2 | _NESTED, 5, 1, flow.protocol),
+        *(6, 2, source.port.to_bytes(2, "big"), 6, 3, destination.port.to_bytes(2, "big")),
+    )
 
 
 def _tcp_state(entry: bytes) -> int | None:

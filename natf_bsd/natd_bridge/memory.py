@@ -269,7 +269,7 @@ class MemoryBridge:
         self._nat.outbound(translated, self._clock())
         self._waiting.append(bytes(translated))
 
-    def read_batch(self) -> list[bytes]:
+    def captured(self) -> list[bytes]:
         found, self._waiting = self._waiting, []
         return found
 

@@ -59,7 +59,7 @@ class NatdBridge:
         self._capture.send(self._own(data))
         self._counters["written"] += 1
 
-    def read_batch(self) -> list[bytes]:
+    def captured(self) -> list[bytes]:
         found: list[bytes] = []
         for packet in self._read_others():
             if pseudo.parse_captured(packet.data) is None:
@@ -114,7 +114,7 @@ class NatdBridge:
         """What waits on the capture socket, without keep-alive packets: those are counted and dropped."""
         keep_alive = self._keep_alive
         began = self._precise()
-        packets = self._capture.receive(_BATCH)
+        packets = list(self._capture.receive(_BATCH))
         if keep_alive is None or not packets:
             return packets
         others = []

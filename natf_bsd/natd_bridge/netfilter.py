@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -61,13 +62,13 @@ class NetfilterBridge:
                 self._counters["not_looked_up"] += 1
         self._counters["written" if self._tun.write(data) else "refused"] += 1
 
-    def read_batch(self) -> list[bytes]:
-        read = self._tun.read_batch(_BATCH)
-        found = [data for data in read if len(data) >= _FIRST_AND_IDENT.size and _is_candidate(data)]
-        # The host itself speaks on any interface: IPv6 router solicitations, IGMP, mDNS.
-        self._counters["foreign"] += len(read) - len(found)
-        self._counters["captured"] += len(found)
-        return found
+    def captured(self) -> Iterator[bytes]:
+        for data in self._tun.waiting(_BATCH):
+            if len(data) >= _FIRST_AND_IDENT.size and _is_candidate(data):
+                self._counters["captured"] += 1
+                yield data
+            else:  # the host itself speaks on any interface: IPv6 router solicitations, IGMP, mDNS
+                self._counters["foreign"] += 1
 
     def forget(self, inside: Flow) -> None:
         try:

@@ -8,7 +8,7 @@ the daemons know neither.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,8 +43,9 @@ class ControlChannel(Protocol):
     def send(self, router: Address, message: bytes) -> None:
         """What the network refuses is counted, not raised."""
 
-    def recv_batch(self, limit: int = ...) -> list[tuple[Address, bytes]]:
-        """Source address and message of the echo replies that wait, at most `limit`. Never blocks."""
+    def waiting(self, limit: int = ...) -> Iterable[tuple[Address, bytes]]:
+        """Source address and message of the echo replies that wait, at most `limit`; never blocks. They may be read one
+        by one, each when the one before has been dealt with."""
 
     @property
     def counters(self) -> dict[str, int]: ...

@@ -135,16 +135,16 @@ class RouterCore:
 
     def _unproven(self, asked: Asked, request: message.Request, now: float) -> list[Effect] | None:
         """None once the sender has proved what it must: by its key, or by a cookie that it is at its address."""
-        epoch_ms = auth.epoch_ms(now, self.epoch_offset)
         try:
-            asked.key_id = auth.verify(asked.echo.data[: message.message_length(asked.echo.data)], self._keys, epoch_ms)
-            asked.proven = True
-            return None
-        except AuthError as error:
-            if not error.missing:
-                return self._refuse(asked, message.Status.BAD_KEY)
-            if self._config.require_key:
-                return self._refuse(asked, message.Status.KEY_REQUIRED)
+            if auth.is_signed(asked.echo.data):
+                data = asked.echo.data[: message.message_length(asked.echo.data)]
+                asked.key_id = auth.verify(data, self._keys, auth.epoch_ms(now, self.epoch_offset))
+                asked.proven = True
+                return None
+        except AuthError:
+            return self._refuse(asked, message.Status.BAD_KEY)
+        if self._config.require_key:
+            return self._refuse(asked, message.Status.KEY_REQUIRED)
         busy = self._load.note(now)
         asked.proven = bool(request.cookie) and self._jar.check(request.cookie, asked.source, request.transaction, now)
         if asked.proven or self._config.cookies == "never" or (self._config.cookies == "load" and not busy):

@@ -63,7 +63,7 @@ class RouterNode:
         arrived = precise()
         before = self.core.pending
         drops: list[Effect] = []
-        for packet in self._ports.control.recv_batch(_BATCH):
+        for packet in self._ports.control.waiting(_BATCH):
             effects = self.core.handle_request(packet, self._now())
             drops += [effect for effect in effects if isinstance(effect, Drop)]
             self._perform((effect for effect in effects if not isinstance(effect, Drop)), arrived)
@@ -72,7 +72,7 @@ class RouterNode:
         self._perform(drops)
 
     def _read_captured(self) -> None:
-        for data in self._ports.bridge.read_batch():
+        for data in self._ports.bridge.captured():
             self._perform(self.core.handle_captured(data, self._now()))
 
     def _perform(self, effects: Iterable[Effect], arrived: float = 0.0) -> None:
@@ -116,7 +116,7 @@ def prove_nat(
     give_up = monotonic() + _PROOF_TIMEOUT
     descriptor = bridge.fileno()
     while descriptor is None or wait(descriptor, max(0.0, give_up - monotonic())):
-        found = [pseudo.parse_captured(data) for data in bridge.read_batch()]
+        found = [pseudo.parse_captured(data) for data in bridge.captured()]
         for captured in found:
             if captured is not None and captured.cookie == cookie:
                 _check_proof(captured.translated.source.address, captured.translated, interface)

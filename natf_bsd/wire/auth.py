@@ -41,6 +41,11 @@ def epoch_ms(now: float, epoch_offset: float) -> int:
     return int((now + epoch_offset) * 1000)
 
 
+def is_signed(message: bytes) -> bool:
+    """Whether `message` has an AUTH option. AuthError when that is not the last, or not of its size."""
+    return _find(message) is not None
+
+
 def verify(message: bytes, keys: Mapping[bytes, bytes], now_ms: int, window_ms: int = 60_000) -> bytes:
     """The id of the key, out of `keys` (id to key), that `message` was signed with at most `window_ms` from `now_ms`.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NoReturn, TypeAlias
 
 from natf_bsd.errors import UnsupportedVersion, WireError
 from natf_bsd.names import is_domain, is_label
@@ -97,6 +98,7 @@ def valid_name(name: Name) -> bool:
     return is_label(name.host) and is_domain(name.domain)
 
 
+@lru_cache(1024)
 def _checked(text: str, good: Callable[[str], bool], what: str) -> str:
     if not good(text):
         raise ValueError(f"{text!r} is not a {what}")
@@ -217,6 +219,10 @@ class _Shape:
     required: frozenset[str]
     build: Callable[[bytes, _Values], Message]
     optional: frozenset[str] = frozenset()
+    allowed: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowed", self.required | self.optional | {"AUTH"})
 
 
 _SHAPES: Mapping[MessageType, _Shape] = {
@@ -322,15 +328,21 @@ def decode(data: bytes | bytearray) -> Message:
     except ValueError:
         raise WireError(f"unknown message type {number}") from None
     values = _decode_options(data)
-    _check_shape(shape, values.keys() - {"AUTH"}, MessageType(number).name)
+    if not shape.required <= values.keys() <= shape.allowed:
+        _misshapen(shape, values.keys() - {"AUTH"}, MessageType(number).name)
     return shape.build(transaction, values)
 
 
 def _decode_options(data: bytes | bytearray) -> _Values:
+    """`walk_options` written out: a request is waited for."""
     values: _Values = {}
-    for at, code, value in walk_options(data):
+    at, end = HEADER.size, message_length(data)
+    while at < end:
+        if at + 2 > end or at + 2 + data[at + 1] > end:
+            raise WireError(f"option at {at} runs over the message's end at {end}")
         if "AUTH" in values:
             raise WireError(f"option at {at} stands behind AUTH")
+        code, behind = data[at], at + 2 + data[at + 1]
         option = _BY_CODE.get(code)
         if option is None:
             if code < IGNORABLE:
@@ -338,7 +350,8 @@ def _decode_options(data: bytes | bytearray) -> _Values:
         elif option.name in values:
             raise WireError(f"second option {option.name} at {at}")
         else:
-            values[option.name] = _unpack_option(option, at, value)
+            values[option.name] = _unpack_option(option, at, bytes(data[at + 2 : behind]))
+        at = behind
     return values
 
 
@@ -349,8 +362,7 @@ def _unpack_option(option: Option, at: int, value: bytes) -> object:
         raise WireError(f"option {option.name} at {at}: {error}") from None
 
 
-def _check_shape(shape: _Shape, names: set[str], message: str) -> None:
+def _misshapen(shape: _Shape, names: set[str], message: str) -> NoReturn:
     if missing := shape.required - names:
         raise WireError(f"{message} without option {', '.join(sorted(missing))}")
-    if surplus := names - shape.required - shape.optional:
-        raise WireError(f"{message} with option {', '.join(sorted(surplus))}")
+    raise WireError(f"{message} with option {', '.join(sorted(names - shape.allowed))}")

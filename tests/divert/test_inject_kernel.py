@@ -153,7 +153,7 @@ def test_control_messages_go_out_and_only_echo_replies_come_in() -> None:
         control = ControlSocket()
     with hosts.router:
         other_end = ControlSocket()
-    assert control.recv_batch() == []
+    assert list(control.waiting()) == []
     # An error, a request and a reply from the router's side: the first two must not arrive.
     refused = build.udp(Endpoint(EN, 1), Endpoint(ROUTER, 9))
     other_end.send(EN, bytes(build.unreachable_for(refused, code=3, source=ROUTER)[20:]))
@@ -173,7 +173,7 @@ def test_control_messages_go_out_and_only_echo_replies_come_in() -> None:
 def received(control: ControlSocket) -> list[tuple[bytes, bytes]]:
     end = time.monotonic() + 5
     while time.monotonic() < end:
-        if found := control.recv_batch():
+        if found := list(control.waiting()):
             return found
         time.sleep(0.001)
     raise AssertionError("no reply")
@@ -186,7 +186,7 @@ def test_a_batch_of_replies_has_a_limit() -> None:
         control = ControlSocket()
         for number in range(5):
             control.send(parse_address("127.0.0.1"), encode_echo(Echo(ECHO_REPLY, 1, number, b"")))
-    batches = [control.recv_batch(3), control.recv_batch(3)]
+    batches = [list(control.waiting(3)), list(control.waiting(3))]
     assert [[decode_echo(message).sequence for _, message in batch] for batch in batches] == [[0, 1, 2], [3, 4]]
 
 

@@ -37,7 +37,7 @@ class Device:
     def fileno(self) -> int:
         return -1
 
-    def read_batch(self, limit: int) -> list[bytes]:
+    def waiting(self, limit: int) -> list[bytes]:
         found, self.waiting = self.waiting[:limit], self.waiting[limit:]
         return found
 

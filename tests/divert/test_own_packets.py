@@ -109,7 +109,7 @@ def test_the_answer_of_a_router_is_ours_and_goes_no_further(kernel: FakeKernel) 
     channel = control(kernel)
     data = reply(ANSWER)
     kernel.deliver(REPLIES, data, sockaddr(34, G1, EXT))
-    assert channel.recv_batch() == [(G2, bytes(data[20:]))]
+    assert list(channel.waiting()) == [(G2, bytes(data[20:]))]
     assert written(kernel) == []
     assert channel.counters["received"] == 1
 
@@ -119,7 +119,7 @@ def test_an_answer_to_somebodys_ping_goes_on_as_it_came(kernel: FakeKernel, data
     channel = control(kernel)
     address = sockaddr(34, G1, EXT)
     kernel.deliver(REPLIES, data, address)
-    assert channel.recv_batch() == []
+    assert list(channel.waiting()) == []
     assert written(kernel) == [(bytes(data), address)]
     assert channel.counters["passed"] == 1
 

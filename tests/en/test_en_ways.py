@@ -39,7 +39,7 @@ class Control:
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
-        self.waiting: list[tuple[Address, bytes]] = []
+        self.answers: list[tuple[Address, bytes]] = []
         self.counters: dict[str, int] = {}
 
     def fileno(self) -> int:
@@ -48,8 +48,8 @@ class Control:
     def send(self, router: Address, message: bytes) -> None:
         self.requests.append(message)
 
-    def recv_batch(self, limit: int = 64) -> list[tuple[Address, bytes]]:
-        found, self.waiting = self.waiting, []
+    def waiting(self, limit: int = 64) -> list[tuple[Address, bytes]]:
+        found, self.answers = self.answers, []
         return found
 
 
@@ -76,7 +76,7 @@ class Bench:
     def answer(self, reply: message.Response | message.Refused) -> None:
         asked = icmp.decode_echo(self.control.requests[-1])
         echo = icmp.Echo(icmp.ECHO_REPLY, asked.ident, asked.sequence, message.encode(reply))
-        self.control.waiting.append((G2, icmp.encode_echo(echo)))
+        self.control.answers.append((G2, icmp.encode_echo(echo)))
         for source, read in self.node.readers():
             if source is self.control:
                 read()

@@ -270,7 +270,7 @@ def test_only_echo_requests_with_our_magic_reach_the_router() -> None:
     raw.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1" * 40)
     raw.sendto(bytes(build.icmp_echo(here, there, reply=False, ident=1, sequence=2, payload=request))[20:], HERE)
     time.sleep(0.1)
-    found = control.recv_batch(10)
+    found = list(control.waiting(10))
     assert [(packet.data[0] & 15) * 4 for packet in found] == [20, 60]
     assert all(request in packet.data for packet in found)
 

@@ -252,13 +252,13 @@ def test_the_bridge_passes_pseudo_packets_through_its_model() -> None:
     now = [0.0]
     bridge: NatBridge = MemoryBridge(LibaliasNat(G2), lambda: now[0])
     assert bridge.style is LIBALIAS_STYLE
-    assert bridge.read_batch() == []
+    assert list(bridge.captured()) == []
     for cookie, protocol in (1, 6), (2, 17):
         bridge.write(pseudo.build(Flow(protocol, ALICE, EN), cookie, bridge.style))
-    assert [pseudo.parse_captured(data) for data in bridge.read_batch()] == [
+    assert [pseudo.parse_captured(data) for data in list(bridge.captured())] == [
         pseudo.Captured(cookie, Flow(protocol, OUTER, EN)) for cookie, protocol in ((1, 6), (2, 17))
     ]
-    assert bridge.read_batch() == []
+    assert list(bridge.captured()) == []
     assert bridge.counters == {"written": 2}
     assert (bridge.lifetime(6), bridge.lifetime(17)) == (86_400, 60)
     bridge.close()
@@ -272,6 +272,6 @@ def test_a_pseudo_packet_the_model_cannot_translate_comes_back_as_it_was() -> No
     bridge = MemoryBridge(Full(G2, timeouts=Timeouts(udp=30)), lambda: 0.0, style=NETFILTER_STYLE)
     data = pseudo.build(Flow(17, ALICE, EN), 1, LIBALIAS_STYLE)
     bridge.write(data)
-    assert bridge.read_batch() == [data]
+    assert list(bridge.captured()) == [data]
     assert bridge.lifetime(17) == 30
     assert bridge.fileno() is None

@@ -63,7 +63,7 @@ class Router:
     def captured(self, flow: Flow, cookie: int = 7) -> list[Captured | None]:
         """What comes back of a pseudo-packet."""
         self.bridge.write(pseudo.build(flow, cookie, self.bridge.style))
-        return [pseudo.parse_captured(data) for data in self.bridge.read_batch()]
+        return [pseudo.parse_captured(data) for data in list(self.bridge.captured())]
 
     def mapping(self, flow: Flow) -> Endpoint:
         (found,) = self.captured(flow)
@@ -81,7 +81,7 @@ class Router:
         self.keep.note_packets(self.counted(), self.now)
         while (due := self.bridge.next_deadline()) is not None and due <= self.now:
             self.bridge.tick(self.now)
-            assert self.bridge.read_batch() == []
+            assert list(self.bridge.captured()) == []
 
 
 def natd(**options: Any) -> Router:
@@ -202,7 +202,7 @@ def test_packets_of_others_that_bear_the_marks_go_on_unchanged() -> None:
     for one in plain, router:
         one.host.receive("lan", marked(b"twelve bytes"))
     assert router.host.wire == []
-    assert router.bridge.read_batch() == []
+    assert list(router.bridge.captured()) == []
     assert router.host.wire == plain.host.wire != []
     assert router.bridge.counters["foreign"] == 1
 
@@ -211,7 +211,7 @@ def test_a_foreign_packet_with_the_marks_meets_the_rules_behind_the_capture() ->
     router = natd()
     router.add("60 deny udp from any to any 6000 out")
     router.host.receive("lan", marked(b"twelve bytes"))
-    assert router.bridge.read_batch() == []
+    assert list(router.bridge.captured()) == []
     assert router.host.wire == []
     assert router.bridge.counters["not_permitted"] == 1
 
@@ -221,7 +221,7 @@ def test_many_written_at_once_all_come_back_each_with_its_cookie() -> None:
     flows = [Flow(Protocol.UDP, ALICE, EN._replace(port=10_000 + cookie)) for cookie in range(400)]
     for cookie, flow in enumerate(flows):
         router.bridge.write(pseudo.build(flow, cookie, router.bridge.style))
-    found = [pseudo.parse_captured(data) for _ in range(400 // BURST + 1) for data in router.bridge.read_batch()]
+    found = [pseudo.parse_captured(data) for _ in range(400 // BURST + 1) for data in list(router.bridge.captured())]
     expected = [Flow(flow.protocol, Endpoint(G2, 80), flow.destination) for flow in flows]
     assert found == [Captured(cookie, flow) for cookie, flow in enumerate(expected)]
     assert router.bridge.counters["captured"] == router.bridge.counters["dropped"] == 400
@@ -319,7 +319,7 @@ def test_pseudo_packets_among_keep_alives_are_found() -> None:
     router.keep.note_packets(0, router.now)
     router.bridge.write(pseudo.build(Flow(Protocol.UDP, ALICE, EN), 7, LIBALIAS_STYLE))
     router.bridge.tick(router.now)
-    first, second = router.bridge.read_batch(), router.bridge.read_batch()
+    first, second = list(router.bridge.captured()), list(router.bridge.captured())
     assert [len(first), len(second)] == [1, 0]
     assert router.bridge.counters["keep_alive_captured"] == BURST
     assert router.bridge.counters["keep_alive_ms"] == 64 + 63 + 64, "of the first reading 63 packets in 64"
@@ -332,9 +332,9 @@ def test_the_time_they_take_is_told() -> None:
     router.keep.note_packets(0, router.now)
     router.bridge.tick(router.now)
     assert router.bridge.counters["keep_alive_ms"] == 64
-    router.bridge.read_batch()
+    list(router.bridge.captured())
     assert router.bridge.counters["keep_alive_ms"] == 128
-    router.bridge.read_batch()
+    list(router.bridge.captured())
     assert router.bridge.counters["keep_alive_ms"] == 128, "nothing of them was read"
 
 

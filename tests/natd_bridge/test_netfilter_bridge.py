@@ -89,7 +89,7 @@ class Home:
     def next_captured(self) -> bytes:
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            if found := self.bridge.read_batch():
+            if found := list(self.bridge.captured()):
                 (data,) = found
                 return data
             time.sleep(0.0005)
@@ -346,7 +346,7 @@ def goes_nowhere(destination: str) -> None:
     for wire in wires:
         with pytest.raises(BlockingIOError):
             wire.recv(2000)
-    assert home.bridge.read_batch() == []
+    assert list(home.bridge.captured()) == []
 
 
 @spaces.isolated
@@ -357,11 +357,11 @@ def test_nothing_of_others_goes_into_the_device() -> None:
     with home.inside:
         speaker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     time.sleep(0.05)
-    home.bridge.read_batch()  # what IPv6 said before it was switched off
+    list(home.bridge.captured())  # what IPv6 said before it was switched off
     before = home.bridge.counters["foreign"]
     speaker.sendto(b"astray", ("198.51.100.1", 9))
     time.sleep(0.05)
-    assert home.bridge.read_batch() == []
+    assert list(home.bridge.captured()) == []
     assert home.bridge.counters["foreign"] == before
 
 
@@ -422,7 +422,7 @@ def test_many_mappings_written_at_once_all_come_back() -> None:
     found: set[int] = set()
     end = time.monotonic() + 10
     while found != cookies and time.monotonic() < end:
-        for data in home.bridge.read_batch():
+        for data in list(home.bridge.captured()):
             captured = pseudo.parse_captured(data)
             assert captured is not None
             found.add(captured.cookie)
@@ -432,7 +432,7 @@ def test_many_mappings_written_at_once_all_come_back() -> None:
 @spaces.isolated
 def test_other_packets_on_the_device_are_counted_and_kept_out() -> None:
     home = Home()
-    home.bridge.read_batch()
+    list(home.bridge.captured())
     before = home.bridge.counters["foreign"]
     with home.router:
         speaker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -440,7 +440,7 @@ def test_other_packets_on_the_device_are_counted_and_kept_out() -> None:
     speaker.sendto(b"mdns, say", ("192.0.2.1", 5353))
     deadline = time.monotonic() + 5
     while home.bridge.counters["foreign"] == before and time.monotonic() < deadline:
-        assert home.bridge.read_batch() == []
+        assert list(home.bridge.captured()) == []
     assert home.bridge.counters["foreign"] == before + 1
 
 
@@ -458,7 +458,7 @@ def test_a_device_somebody_removed_is_said_in_words() -> None:
     home = Home()
     home.router.run("ip link del natf0")
     with pytest.raises(RestartNeeded, match="natf0 was removed"):
-        home.bridge.read_batch()
+        list(home.bridge.captured())
     with pytest.raises(RestartNeeded, match="natf0 was removed"):
         home.bridge.write(bytes(60))
 

@@ -49,7 +49,7 @@ class Side:
             return EnPorts((first,), Way(second, third, Mock()), Mock(), fourth)  # type: ignore[arg-type]
         bridge = Mock(style=LIBALIAS_STYLE)
         bridge.fileno.return_value = bridge.next_deadline.return_value = None
-        bridge.read_batch.return_value = []
+        bridge.captured.return_value = []
         return RouterPorts(first, Mock(), bridge)
 
     def plan(self, interface: Interface) -> Plan:
