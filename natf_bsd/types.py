@@ -16,6 +16,9 @@ Address: TypeAlias = bytes
 """An IPv4 address: 4 bytes, network order."""
 
 
+_KEY = struct.Struct("!4s4sHHB")
+
+
 class Protocol(enum.IntEnum):
     """IP protocol numbers NAT-f deals with (IANA)."""
 
@@ -60,15 +63,17 @@ class Flow:
     protocol: int
     source: Endpoint
     destination: Endpoint
+    _key: bytes = field(init=False, compare=False, repr=False, default=b"")
 
     @property
     def key(self) -> bytes:
-        """The 13 bytes `wire.packet.flow_key` reads from a packet of it: addresses, ports, protocol."""
-        return (
-            self.source.address
-            + self.destination.address
-            + struct.pack("!HHB", self.source.port, self.destination.port, self.protocol)
-        )
+        """The 13 bytes `wire.packet.flow_key` reads from a packet of it: addresses, ports, protocol. It is the same
+        object for all tables."""
+        if not self._key:
+            source, destination = self.source, self.destination
+            key = _KEY.pack(source.address, destination.address, source.port, destination.port, self.protocol)
+            object.__setattr__(self, "_key", key)
+        return self._key
 
     def reversed(self) -> Flow:
         return Flow(self.protocol, self.destination, self.source)

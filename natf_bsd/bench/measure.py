@@ -58,8 +58,8 @@ def setup(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
         rounds = bed.client("setup", effort.rounds, *(way.target for way in bed.ways))
         warm += rounds
         added.append(_median_of(rounds, 1, 0) - _median_of(rounds, 0, 0))
-    parts = _breakdown(bed)
-    accounted = parts["total"] / statistics.median(added)
+    parts = _breakdown(bed, rounds)
+    accounted = sum(parts[name] for name in parts if name != "answer_rewriting") / added[-1]
     return {
         "cold": {way.name: _connections([row[number] for row in cold]) for number, way in enumerate(bed.ways)},
         "warm": {way.name: _connections([row[number] for row in warm]) for number, way in enumerate(bed.ways)},
@@ -78,16 +78,29 @@ def _connections(rows: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]
     return {"established": quantiles([row[0] for row in rows]), "first_byte": quantiles([row[1] for row in rows])}
 
 
-def _breakdown(bed: Bed) -> dict[str, float]:
-    """Medians of the trace points, in the parts of the paper's figure 7."""
+def _breakdown(bed: Bed, rounds: list[list[list[float]]]) -> dict[str, float]:
+    """Medians of the parts of the paper's figure 7, by the trace points of both daemons, and of what lies before and
+    behind them by the clock of the client that made `rounds` just now; in the order in which they follow each other.
+    The last one is what the other way took as a whole, to be taken off.
+    """
     en, router = bed.trace("en"), bed.trace("router")
     of_router = {row["transaction"]: row["router"] for row in router["negotiations"]}
     rows = [row for row in en["negotiations"] if row["transaction"] in of_router]
-    parts = {name: statistics.median(row[name] for row in rows) for name in ("negotiation_start", "resume", "total")}
-    at_router = statistics.median(of_router[row["transaction"]] for row in rows)
-    way = statistics.median(row["answer_wait"] - of_router[row["transaction"]] for row in rows)
+    pairs = [(own, row) for _, own in rounds for row in rows if own[2] <= row["arrived"] <= own[2] + own[0]]
     found = {"answer_rewriting": statistics.median(en["answer_rewriting"])} if en["answer_rewriting"] else {}
-    return found | parts | {"router": at_router, "way_there_and_back": way}
+
+    def part(of: Callable[[list[float], dict[str, Any]], float]) -> float:
+        return statistics.median(of(own, row) for own, row in pairs)
+
+    return found | {
+        "to_the_daemon": part(lambda own, row: row["arrived"] - own[2]),
+        "negotiation_start": part(lambda own, row: row["negotiation_start"]),
+        "way_there_and_back": part(lambda own, row: row["answer_wait"] - of_router[row["transaction"]]),
+        "router": part(lambda own, row: of_router[row["transaction"]]),
+        "resume": part(lambda own, row: row["resume"]),
+        "release_to_established": part(lambda own, row: own[2] + own[0] - row["arrived"] - row["total"]),
+        "less_the_port_forward": -statistics.median(forward[0] for forward, _ in rounds),
+    }
 
 
 _DIRECTIONS: Final = {"put": "from the external node", "get": "to the external node"}

@@ -96,12 +96,13 @@ def _setup(found: dict[str, Any]) -> Iterator[str]:
     yield f"\nAdded by NAT-f to a warm connection: **{_microseconds(found['added'])}** (median of "
     yield f"{len(found['added_by_pair'])} pairs: {', '.join(map(_microseconds, found['added_by_pair']))}); the paper "
     yield f"has {_microseconds(PAPER['added'])} on its machines.\n\n"
-    yield "Where it goes, by trace points (medians):\n\n| part | here | paper |\n| --- | --- | --- |\n"
+    yield "Where it goes (medians):\n\n| part | here | paper |\n| --- | --- | --- |\n"
     for name, seconds in found["breakdown"].items():
         paper = _microseconds(PAPER[name]) if name in PAPER else ""
         yield f"| {name.replace('_', ' ')} | {_microseconds(seconds)} | {paper} |\n"
-    yield f"\nTraced total to added time: {found['breakdown_to_added']:.2f}; the rest is the kernel's way of the first "
-    yield "packet to the daemon and on.\n"
+    yield "\nTo the daemon, and from the packet's release on, it is the kernel's way, by the client's clock. All are of the "
+    yield f"last pair; without answer rewriting, which is the look-up's, they are {found['breakdown_to_added']:.2f} of "
+    yield "the time it added.\n"
 
 
 def _latency(found: dict[str, Any]) -> Iterator[str]:

@@ -14,9 +14,9 @@ _OPEN = 4096
 class Trace:
     """Durations in seconds by stage, one dict per negotiation, newest last.
 
-    External node: `negotiation_start` from the packet's arrival to the request's sending, `answer_wait` from there to
-    the router's answer, `resume` from the answer to the released packet's sending, `total` all three. Router:
-    `router` from the request's arrival to the answer's sending.
+    External node: `arrived` by the clock of `precise`, `negotiation_start` from the packet's arrival to the request's
+    sending, `answer_wait` from there to the router's answer, `resume` from the answer to the released packet's sending,
+    `total` all three. Router: `router` from the request's arrival to the answer's sending.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ class Trace:
         self.finished.append(
             {
                 "transaction": transaction.hex(),
+                "arrived": arrived,
                 "negotiation_start": sent - arrived,
                 "answer_wait": answered - sent,
                 "resume": resumed - answered,

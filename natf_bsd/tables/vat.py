@@ -63,8 +63,8 @@ class VatEntry:
     suspect: bool = field(init=False, default=False)
     unanswered: int = field(init=False, default=0)
     unanswered_since: float = field(init=False, default=0.0)
-    out_rewrite: Rewrite = field(init=False, repr=False)
-    in_rewrite: Rewrite = field(init=False, repr=False)
+    _out_rewrite: Rewrite | None = field(init=False, repr=False, default=None)
+    _in_rewrite: Rewrite | None = field(init=False, repr=False, default=None)
     _syns: int = field(init=False, repr=False, default=0)
     _fins: int = field(init=False, repr=False, default=0)
     _idle_limit: float = field(init=False, repr=False)
@@ -83,6 +83,20 @@ class VatEntry:
     @property
     def in_key(self) -> bytes:
         return _in_key(self.flow, self.mapped)
+
+    @property
+    def out_rewrite(self) -> Rewrite:
+        """Made when first asked for: of what the kernel carries it never is."""
+        if self._out_rewrite is None:
+            self._out_rewrite = Rewrite(destination=(self.flow.destination, self.mapped))
+        return self._out_rewrite
+
+    @property
+    def in_rewrite(self) -> Rewrite:
+        """As `out_rewrite`."""
+        if self._in_rewrite is None:
+            self._in_rewrite = Rewrite(source=(self.mapped, self.flow.destination))
+        return self._in_rewrite
 
     @property
     def last_use(self) -> float:
@@ -152,8 +166,7 @@ class VatEntry:
         self.mapped_at = now
         self.suspect = False
         self.unanswered = 0
-        self.out_rewrite = Rewrite(destination=(self.flow.destination, mapped))
-        self.in_rewrite = Rewrite(source=(mapped, self.flow.destination))
+        self._out_rewrite = self._in_rewrite = None
 
     def _tcp_out(self, flags: int) -> None:
         if flags & TCP_RST:

@@ -253,31 +253,29 @@ def encode(message: Message) -> bytes:
     """The bytes of `message` without padding, unsigned; ValueError for a value its option can't hold."""
     if len(message.transaction) != 8:
         raise ValueError(f"transaction id of {len(message.transaction)} bytes, expected 8")
-    number, values = _values(message)
-    options = b"".join(_pack_option(_BY_NAME[name], value) for name, value in values.items())
+    match message:
+        case Request(_, flow, name, cookie, established):
+            number, options = MessageType.REQUEST, _pack("FLOW", flow)
+            options += _pack("HOST", name.host) + _pack("DOMAIN", name.domain)
+            options += (_pack("COOKIE", cookie) if cookie else b"") + (
+                _pack("ESTABLISHED", True) if established else b""
+            )
+        case Response(_, mapped, lifetime):
+            number, options = MessageType.RESPONSE, _pack("MAPPING", (mapped, lifetime))
+        case CookieChallenge(_, cookie):
+            number, options = MessageType.COOKIE, _pack("COOKIE", cookie)
+        case Refused(_, status, text):
+            number, options = MessageType.REFUSED, _pack("STATUS", (status, text))
     return HEADER.pack(MAGIC, VERSION, number, HEADER.size + len(options), message.transaction) + options
 
 
-def _values(message: Message) -> tuple[MessageType, _Values]:
-    match message:
-        case Request(_, flow, name, cookie, established):
-            values = {"FLOW": flow, "HOST": name.host, "DOMAIN": name.domain}
-            values |= ({"COOKIE": cookie} if cookie else {}) | ({"ESTABLISHED": True} if established else {})
-            return MessageType.REQUEST, values
-        case Response(_, mapped, lifetime):
-            return MessageType.RESPONSE, {"MAPPING": (mapped, lifetime)}
-        case CookieChallenge(_, cookie):
-            return MessageType.COOKIE, {"COOKIE": cookie}
-        case Refused(_, status, text):
-            return MessageType.REFUSED, {"STATUS": (status, text)}
-
-
-def _pack_option(option: Option, value: object) -> bytes:
+def _pack(name: str, value: object) -> bytes:
+    option = _BY_NAME[name]
     try:
         packed = option.pack(value)
-        return bytes([option.code, len(packed)]) + packed
+        return bytes((option.code, len(packed))) + packed
     except (ValueError, struct.error) as error:
-        raise ValueError(f"option {option.name}: {error}") from None
+        raise ValueError(f"option {name}: {error}") from None
 
 
 def pad(data: bytes, minimum: int = REQUEST_MINIMUM) -> bytes:

@@ -28,7 +28,7 @@ class Device:
     """A TUN device and the raw socket beside it: what waits to be read, what was written, what was sent."""
 
     def __init__(self) -> None:
-        self.waiting: list[bytes] = []
+        self.there: list[bytes] = []
         self.written: list[bytes] = []
         self.sent: list[bytes] = []
         self.up = True
@@ -38,7 +38,7 @@ class Device:
         return -1
 
     def waiting(self, limit: int) -> list[bytes]:
-        found, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        found, self.there = self.there[:limit], self.there[limit:]
         return found
 
     def write(self, data: bytearray) -> bool:
@@ -70,14 +70,14 @@ def out(device: Device) -> Divert:
 
 def test_only_packets_to_virtual_addresses_come_out_of_the_device(device: Device, out: Divert) -> None:
     elsewhere = bytes(build.udp(Endpoint(G1, 2000), Endpoint(G2, 5000), b"hello"))
-    device.waiting = [b"\x60" + bytes(47), elsewhere, OUT, b"\x45"]
+    device.there = [b"\x60" + bytes(47), elsewhere, OUT, b"\x45"]
     [packet] = out.recv_batch()
     assert (bytes(packet.data), packet.direction, packet.interface) == (OUT, Direction.OUT, "natf1")
     assert {name: count for name, count in out.counters.items() if count} == {"received": 1, "foreign": 3}
 
 
 def test_what_came_out_of_the_device_goes_on_by_the_raw_socket_once(device: Device, out: Divert) -> None:
-    device.waiting = [OUT, OUT]
+    device.there = [OUT, OUT]
     first, second = out.recv_batch()
     first.data[16:20] = G2
     held_by(first).send(first)
@@ -93,7 +93,7 @@ def test_what_came_out_of_the_device_goes_on_by_the_raw_socket_once(device: Devi
 def test_what_no_nat_has_translated_does_not_leave_the_host(device: Device, out: Divert, fragment: int) -> None:
     """`iptables -t nat -F`, and conntrack lets the flow go through as it is even when the rules are back."""
     alice, carol = Endpoint(parse_address("192.168.0.2"), 2000), Endpoint(V1, 5000)
-    device.waiting = [cut(bytes(build.udp(alice, carol, bytes(2000))))[fragment]]
+    device.there = [cut(bytes(build.udp(alice, carol, bytes(2000))))[fragment]]
     assert out.recv_batch() == []
     assert (device.sent, out.counters["untranslated"]) == ([], 1)
     if fragment == 0:
@@ -110,19 +110,19 @@ def test_later_fragments_that_wait_have_bounded_room(device: Device, out: Divert
     for number in range(200):
         datagram = bytearray(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), bytes(60000)))
         datagram[4:6] = number.to_bytes(2, "big")
-        device.waiting = cut(bytes(datagram))
+        device.there = cut(bytes(datagram))
         held += out.recv_batch()
     assert len(held) + out.counters["no_room"] == 200
     assert len(held) * 60000 < 9 << 20
     out.drop(held.pop())
     out.send(held.pop())
-    device.waiting = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), bytes(60000)))) * 3
+    device.there = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), bytes(60000)))) * 3
     assert len(out.recv_batch(1000)) == 2
 
 
 def test_the_fragments_of_a_large_datagram_go_where_the_first_one_goes(device: Device, out: Divert) -> None:
-    device.waiting = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), b"hello" * 600)))
-    pieces = list(device.waiting)
+    device.there = cut(bytes(build.udp(Endpoint(G1, 2000), Endpoint(V1, 5000), b"hello" * 600)))
+    pieces = list(device.there)
     [packet] = out.recv_batch()
     assert bytes(packet.data) == pieces[0]
     packet.data[16:20] = G2

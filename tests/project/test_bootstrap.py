@@ -54,7 +54,7 @@ class Machine:
         )
 
     def lab_commands(self) -> None:
-        for name in ("ip", "iptables", "nsenter", "sysctl", "dnsmasq", "bmake", "mandoc", "curl"):
+        for name in ("ip", "iptables", "nft", "nsenter", "sysctl", "dnsmasq", "bmake", "mandoc", "curl"):
             self.command(name)
 
 
@@ -189,7 +189,7 @@ def test_a_new_debian_gets_what_is_missing_step_by_step(machine: Machine, tmp_pa
     environment = pretend(machine, tmp_path)
     done = machine.run("test", "echo", "started", **environment)
     get = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends"
-    packages = "iproute2 iptables util-linux procps dnsmasq-base bmake mandoc curl"
+    packages = "iproute2 iptables nftables util-linux procps dnsmasq-base bmake mandoc curl"
     assert done.returncode == 0, done.stderr
     # The made-up apt-get brings no commands, so those are still missing, and noted, on the second run.
     assert [line for line in done.stdout.splitlines() if not line.startswith("note:")] == [
