@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from natf_bsd import __version__
+from natf_bsd.bench import plots
 from natf_bsd.lab.lab import SOURCE
 
 PAPER: Final = {"added": 650e-6, "router": 114e-6, "answer_rewriting": 7e-6, "negotiation_start": 3e-6}
@@ -49,12 +50,14 @@ def _processor() -> str:
 
 
 def write(found: dict[str, Any], directory: Path) -> list[Path]:
-    """report.json and report.md in `directory`; returns them."""
+    """report.json, report.md and, with matplotlib, plots in `directory`; returns them."""
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "report.json", directory / "report.md"
     data.write_text(json.dumps(found, indent=1) + "\n")
-    page.write_text("".join(markdown(found)))
-    return [data, page]
+    drawn = plots.write(found, directory) if plots.available() else []
+    shown = [*plots.links(drawn)] if plots.available() else [f"{plots.MISSING}\n"]
+    page.write_text("".join((*markdown(found), "\n## Plots\n\n", *shown)).rstrip() + "\n")
+    return [data, page, *drawn]
 
 
 def markdown(found: dict[str, Any]) -> Iterator[str]:
@@ -100,9 +103,9 @@ def _setup(found: dict[str, Any]) -> Iterator[str]:
     for name, seconds in found["breakdown"].items():
         paper = _microseconds(PAPER[name]) if name in PAPER else ""
         yield f"| {name.replace('_', ' ')} | {_microseconds(seconds)} | {paper} |\n"
-    yield "\nTo the daemon, and from the packet's release on, it is the kernel's way, by the client's clock. All are of the "
-    yield f"last pair; without answer rewriting, which is the look-up's, they are {found['breakdown_to_added']:.2f} of "
-    yield "the time it added.\n"
+    yield "\nTo the daemon, and from the packet's release on, it is the kernel's way, by the client's clock. All are "
+    yield "of the last pair; without answer rewriting, which is the look-up's, they are "
+    yield f"{found['breakdown_to_added']:.2f} of the time it added.\n"
 
 
 def _latency(found: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.bench import report
+from natf_bsd.bench import plots, report
 from natf_bsd.bench.quantiles import quantiles
 
 
@@ -46,7 +46,53 @@ def test_the_page_has_the_machine_the_command_and_only_what_was_measured(found: 
     assert "Throughput" not in page
 
 
-def test_the_data_and_the_page_are_written_side_by_side(found: dict[str, object], tmp_path: Path) -> None:
+def test_the_data_and_the_page_are_written_side_by_side(
+    found: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "available", lambda: False)
     data, page = report.write(found, tmp_path / "new")
     assert json.loads(data.read_text())["setup"] == SETUP
-    assert page.read_text() == "".join(report.markdown(found))
+    assert page.read_text().startswith("".join(report.markdown(found)))
+    assert page.read_text().endswith("matplotlib is not installed (pip install natf_bsd[bench]): no plots\n")
+
+
+PEERS = [
+    {
+        "name": name,
+        "gives": "nothing",
+        "asks": "much",
+        "counted": "connect()",
+        "signalling": TIMES,
+        "first_byte": TIMES,
+        "added": added,
+        "added_by_pair": [added],
+        "streams": [{"protocol": "udp", "direction": "put", "size": 64, "speed": 2e6, "ratio": 0.5}],
+    }
+    for name, added in (("NAT-f", 0.0004), ("TURN", 0.0012), ("no NAT", -0.000001))
+] + [{"name": "IP in IP", "gives": "all", "asks": "a module", "counted": "", "not_run": "no such device type"}]
+
+
+def test_peers_are_compared_and_who_did_not_run_is_named(found: dict[str, object]) -> None:
+    page = "".join(report.markdown(found | {"peers": PEERS}))
+    assert "| TURN | 0.33 |" in page, "0.4 ms to 1.2"
+    assert "| TURN | 2 (0.50) |" in page
+    assert "**IP in IP** did not run here: no such device type" in page
+
+
+@pytest.mark.skipif(not plots.available(), reason=plots.MISSING)
+def test_plots_are_the_same_bytes_for_the_same_figures(found: dict[str, object], tmp_path: Path) -> None:
+    rows = [
+        {"protocol": protocol, "direction": direction, "size": size, "port forward": 2e6, "NAT-f": 1e6, "ratio": 0.5}
+        for protocol in ("tcp", "udp")
+        for direction in ("from the external node", "to the external node")
+        for size in (64, 1472)
+    ]
+    whole = found | {"peers": PEERS, "throughput": rows, "latency": {"port forward": TIMES, "NAT-f": TIMES, "added": 0}}
+    first, second = tmp_path / "first", tmp_path / "second"
+    files = report.write(whole, first)
+    report.write(whole, second)
+    names = {file.name for file in files}
+    assert names == {"report.json", "report.md", "setup.svg", "latency.svg", "throughput.svg", "peers.svg"}
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert "![setup](setup.svg)" in (first / "report.md").read_text()

@@ -18,6 +18,7 @@ def test_the_parts_of_a_negotiation_add_up_to_its_total():
     (found,) = trace.finished
     assert found == {
         "transaction": "0000000000000001",
+        "arrived": 10.0,
         "negotiation_start": 0.5,
         "answer_wait": 2.0,
         "resume": 0.25,
