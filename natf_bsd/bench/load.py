@@ -51,6 +51,15 @@ class _Tcp(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def server_activate(self) -> None:
+        super().server_activate()
+        _steady(self.socket)
+
+
+def _steady(s: socket.socket) -> None:
+    """The congestion control that nearly all hosts have. BBR, which some have, probes in rounds as long as our turns."""
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+
 
 def _pour(connection: socket.socket, size: int, seconds: float) -> None:
     """Messages of `size` bytes for so many seconds."""
@@ -158,6 +167,7 @@ def throughput(protocol: str, direction: str, size: str, seconds: str, rounds: s
 
 def _tcp(address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:
     with socket.create_connection(address, _PATIENCE) as s:
+        _steady(s)
         s.recv(1)
         s.sendall(f"{direction} {size} {seconds}".ljust(_LINE).encode())
         if direction == "get":

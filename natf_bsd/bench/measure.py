@@ -214,7 +214,7 @@ def fill(count: int) -> dict[str, float]:
 
 def _enter(core: EnCore, number: int, relation: NameRelation) -> Flow:
     flow = Flow(Protocol.UDP, Endpoint(parse_address(EN), 1024 + number % 60_000), Endpoint(relation.virtual, 5000))
-    mapped = Endpoint(parse_address(ROUTER), 1024 + number // 60_000)
+    mapped = Endpoint(relation.routers[0], 1024 + number // 60_000)
     core.vat.insert(flow, mapped, relation, lifetime=60, now=0.0)
     core.names.acquire(relation)
     return flow

@@ -138,7 +138,7 @@ class Negotiation:
 
     def responded(self, response: message.Response) -> None:
         self._move(Event.RESPONSE)
-        self.mapped = response.mapped
+        self.mapped = Endpoint(self.router, response.mapped.port)  # the same address, and one object for all flows
         self.lifetime = min(max(response.lifetime, MINIMUM_LIFETIME), MAXIMUM_LIFETIME)
 
     def mirrored(self) -> None:

@@ -24,7 +24,7 @@ _NEWS = 86400.0
 """Seconds after which its answer is worth saving again."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peer:
     """One router that has answered in NAT-f's own words (never a mere mirror)."""
 

@@ -70,7 +70,7 @@ def _is_echo(data: bytearray) -> bool:
     return data[packet.header_length(data) :].startswith((b"\x00", b"\x08"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Refusal:
     key: bytes
     reaction: Reaction

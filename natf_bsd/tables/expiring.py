@@ -17,7 +17,9 @@ COMPACTION_MINIMUM = 64  # below this many heap entries, rebuilding the heap sav
 
 
 class Record(Protocol):
-    """What a table can hold. A record's keys must not change while it is in a table, except through `Table.rekey`."""
+    """What a table can hold, told from others by identity. Its keys must not change while it is in a table, but right
+    after `Table.rekey`.
+    """
 
     @property
     def deadline(self) -> float:
@@ -35,22 +37,11 @@ class DuplicateKey(KeyError):
         self.index = index
 
 
-class _Slot(Generic[R]):
-    """A record's place in the table: the keys it was filed under, and the serial number of its one valid heap entry."""
-
-    __slots__ = ("keys", "record", "serial")
-
-    def __init__(self, record: R, keys: dict[str, Hashable]) -> None:
-        self.record = record
-        self.keys = keys
-        self.serial = 0
-
-
 class Table(Generic[R]):
     """Records under several unique indexes, each name of `indexes` with the function that gives a record's key.
 
     `on_remove` is called exactly once for each record that leaves, whoever removes it, after it has left.
-    `refused` counts the records a full table did not take. A record costs about 500 bytes here beside its own size.
+    `refused` counts the records a full table did not take. A record costs about 250 bytes here beside its own size.
     """
 
     def __init__(
@@ -64,33 +55,33 @@ class Table(Generic[R]):
         self._key_of = dict(indexes)
         self._indexes: dict[str, dict[Hashable, R]] = {name: {} for name in indexes}
         self._on_remove = on_remove
-        self._slots: dict[int, _Slot[R]] = {}
-        self._heap: list[tuple[float, int, _Slot[R]]] = []
+        self._serials: dict[R, int] = {}
+        """Of each record the serial number of its one valid heap entry, in order of insertion."""
+        self._heap: list[tuple[float, int, R]] = []
         self._stale = 0
         self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._serials)
 
     def __iter__(self) -> Iterator[R]:
         """Records in order of insertion, as they were when the iteration began."""
-        return iter([slot.record for slot in self._slots.values()])
+        return iter(list(self._serials))
 
     def insert(self, record: R) -> None:
         """Take `record` in. TableFull or DuplicateKey leave the table as it was."""
-        if len(self._slots) >= self.maximum:
+        if len(self._serials) >= self.maximum:
             self.refused += 1
             raise TableFull(f"all {self.maximum} entries are in use")
-        if id(record) in self._slots:
+        if record in self._serials:
             raise DuplicateKey("identity", id(record))
-        keys = {name: key_of(record) for name, key_of in self._key_of.items()}
-        for name, key in keys.items():
-            if key in self._indexes[name]:
+        keys = [key_of(record) for key_of in self._key_of.values()]
+        for (name, index), key in zip(self._indexes.items(), keys, strict=True):
+            if key in index:
                 raise DuplicateKey(name, key)
-        for name, key in keys.items():
-            self._indexes[name][key] = record
-        slot = self._slots[id(record)] = _Slot(record, keys)
-        self._push(slot, record.deadline)
+        for index, key in zip(self._indexes.values(), keys, strict=True):
+            index[key] = record
+        self._push(record, record.deadline)
 
     def get(self, index: str, key: Hashable) -> R | None:
         return self._indexes[index].get(key)
@@ -101,26 +92,27 @@ class Table(Generic[R]):
 
     def remove(self, record: R) -> None:
         """Take `record` out; KeyError when it is not in the table."""
-        slot = self._slot(record)
+        self._check(record)
         self._stale += 1
-        self._forget(slot)
+        self._forget(record)
         self._compact()
 
     def rekey(self, record: R, index: str, key: Hashable) -> None:
-        """File `record` under `key` in `index` from now on. DuplicateKey leaves the table as it was."""
-        slot = self._slot(record)
+        """File `record` under `key` in `index` from now on; the caller changes the record accordingly. DuplicateKey
+        leaves the table as it was.
+        """
+        self._check(record)
         records = self._indexes[index]
         if records.get(key, record) is not record:
             raise DuplicateKey(index, key)
-        del records[slot.keys[index]]
+        del records[self._key_of[index](record)]
         records[key] = record
-        slot.keys[index] = key
 
     def reschedule(self, record: R) -> None:
         """To be called when the deadline of `record` became *earlier*; a later one needs none. KeyError if absent."""
-        slot = self._slot(record)
+        self._check(record)
         self._stale += 1
-        self._push(slot, record.deadline)
+        self._push(record, record.deadline)
         self._compact()
 
     def expire(self, now: float, limit: int = 256) -> list[R]:
@@ -133,47 +125,44 @@ class Table(Generic[R]):
         for _ in range(limit):
             if not self._heap or self._heap[0][0] > now:
                 break
-            _, serial, slot = heapq.heappop(self._heap)
-            if slot.serial != serial:
+            _, serial, record = heapq.heappop(self._heap)
+            if self._serials.get(record) != serial:
                 self._stale -= 1
-            elif (deadline := slot.record.deadline) > now:
-                self._push(slot, deadline)
+            elif (deadline := record.deadline) > now:
+                self._push(record, deadline)
             else:
-                self._forget(slot)
-                removed.append(slot.record)
+                self._forget(record)
+                removed.append(record)
         return removed
 
     def next_deadline(self) -> float | None:
         """When `expire` is next worth calling: perhaps early, never late. None when nothing can expire as it is."""
-        while self._heap and self._heap[0][2].serial != self._heap[0][1]:
+        while self._heap and self._serials.get(self._heap[0][2]) != self._heap[0][1]:
             heapq.heappop(self._heap)
             self._stale -= 1
         if not self._heap or self._heap[0][0] == math.inf:
             return None
         return self._heap[0][0]
 
-    def _slot(self, record: R) -> _Slot[R]:
-        slot = self._slots.get(id(record))
-        if slot is None:
+    def _check(self, record: R) -> None:
+        if record not in self._serials:
             raise KeyError(f"not in the table: {record!r}")
-        return slot
 
-    def _push(self, slot: _Slot[R], deadline: float) -> None:
+    def _push(self, record: R, deadline: float) -> None:
         self._serial += 1
-        slot.serial = self._serial
-        heapq.heappush(self._heap, (deadline, self._serial, slot))
+        self._serials[record] = self._serial
+        heapq.heappush(self._heap, (deadline, self._serial, record))
 
-    def _forget(self, slot: _Slot[R]) -> None:
-        slot.serial = 0
-        del self._slots[id(slot.record)]
-        for name, key in slot.keys.items():
-            del self._indexes[name][key]
+    def _forget(self, record: R) -> None:
+        del self._serials[record]
+        for name, key_of in self._key_of.items():
+            del self._indexes[name][key_of(record)]
         if self._on_remove is not None:
-            self._on_remove(slot.record)
+            self._on_remove(record)
 
     def _compact(self) -> None:
         """Rebuild the heap once most of it is entries without meaning: O(1) amortised over the calls that made them."""
         if self._stale * 2 > len(self._heap) > COMPACTION_MINIMUM:
-            self._heap = [entry for entry in self._heap if entry[2].serial == entry[1]]
+            self._heap = [entry for entry in self._heap if self._serials.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
             self._stale = 0

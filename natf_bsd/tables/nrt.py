@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from natf_bsd.errors import TableFull
 from natf_bsd.tables.expiring import Table
 from natf_bsd.tables.virtual import VirtualAddresses
 from natf_bsd.types import Address, Name, format_address
 
-MAXIMUM = 65536  # names; about 1.5 kB each (natf bench scale)
+MAXIMUM = 65536  # names; about 0.9 kB each (natf bench scale)
 MINIMUM_TTL = 60.0  # s; providers of dynamic DNS go down to 0, while an application uses its answer for a while
 MAXIMUM_TTL = 86400.0  # s; RFC 8767 section 4 and RFC 2308 section 5 suggest days; a router's address changes sooner
 QUARANTINE = 3600.0  # s; applications keep an address longer than its TTL; nobody else gets it meanwhile
+_SPARE = 64  # entries without meaning that are not worth a clean-up
 MAXIMUM_ROUTERS = 16  # of one name, each in the firewall's table on FreeBSD; nobody waits for that many to be silent
 
 
@@ -23,7 +26,8 @@ class NameRelation:
     """One private host as this external node knows it. `routers` are the G2s its domain has; the first one is used.
 
     `expires` is the end of the DNS TTL, or of the last flow if that was later; `quarantine` seconds follow in which the
-    relation is still good for those who kept the address. `flows` counts the VAT entries that refer to it.
+    relation is still good for those who kept the address. `flows` counts the VAT entries that refer to it. `unused`: no
+    packet has made use of it; past its TTL it may give way to another name.
     """
 
     name: Name
@@ -32,21 +36,11 @@ class NameRelation:
     expires: float
     flows: int = 0
     quarantine: float = QUARANTINE
+    unused: bool = False
 
     @property
     def deadline(self) -> float:
         return math.inf if self.flows else self.expires + self.quarantine
-
-
-@dataclass(slots=True, eq=False)
-class _Unused:
-    """A relation that no packet has made use of; past its TTL it may give way to another name."""
-
-    relation: NameRelation
-
-    @property
-    def deadline(self) -> float:
-        return self.relation.expires
 
 
 class NameTable:
@@ -79,7 +73,10 @@ class NameTable:
             {"name": lambda relation: relation.name, "virtual": lambda relation: relation.virtual},
             self.note_use,
         )
-        self._unused: Table[_Unused] = Table(maximum, {"name": lambda unused: unused.relation.name})
+        # Heap of unused relations by the time at which they expired when they were put there. That of any other is
+        # passed over when its turn comes.
+        self._unused: list[tuple[float, int, NameRelation]] = []
+        self._number = count()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -118,14 +115,13 @@ class NameTable:
         if len(self) >= self.maximum:
             self._make_room(now)
         relation = self._insert(name, self._free_address(name, now), tuple(routers[:MAXIMUM_ROUTERS]), expires)
-        self._unused.insert(_Unused(relation))
+        relation.unused = True
+        self._offer(relation)
         return relation
 
     def note_use(self, relation: NameRelation) -> None:
         """Somebody sends packets to its address, or it has left the table: no candidate to give way any more."""
-        unused = self._unused.get("name", relation.name)
-        if unused is not None:
-            self._unused.remove(unused)
+        relation.unused = False
 
     def restore(self, name: Name, virtual: Address, routers: Sequence[Address], expires: float) -> NameRelation:
         """Put back a relation from before a restart, with the address applications still hold.
@@ -177,7 +173,7 @@ class NameTable:
             if relation is None:
                 return address
             taken.append(relation)
-        spare = [relation for relation in taken if relation.expires <= now and self._unused.get("name", relation.name)]
+        spare = [relation for relation in taken if relation.expires <= now and relation.unused]
         if not spare:
             self._collided += 1
             raise TableFull(f"all virtual addresses {name} can have are in use")
@@ -187,10 +183,19 @@ class NameTable:
 
     def _make_room(self, now: float) -> None:
         """Of the whole table; for nothing when no relation may give way."""
-        while (due := self._unused.next_deadline()) is not None and due <= now:
-            for unused in self._unused.expire(now, limit=1):
-                self._give_way(unused.relation)
+        while self._unused and self._unused[0][0] <= now:
+            _, _, relation = heapq.heappop(self._unused)
+            if relation.unused and relation.expires > now:
+                self._offer(relation)
+            elif relation.unused:
+                self._give_way(relation)
                 return
+
+    def _offer(self, relation: NameRelation) -> None:
+        if len(self._unused) > 2 * len(self) + _SPARE:
+            self._unused = [entry for entry in self._unused if entry[2].unused]
+            heapq.heapify(self._unused)
+        heapq.heappush(self._unused, (relation.expires, next(self._number), relation))
 
     def _give_way(self, relation: NameRelation) -> None:
         self._table.remove(relation)

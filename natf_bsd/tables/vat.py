@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from natf_bsd.tables.expiring import Table
 from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.types import Endpoint, Flow, Protocol
 from natf_bsd.wire.packet import TCP_FIN, TCP_RST, TCP_SYN, Rewrite
 
-MAXIMUM = 131072  # flows; about 1.5 kB each (natf bench scale)
+MAXIMUM = 131072  # flows; about 1 kB each (natf bench scale)
 
 TCP_OPENING = 300.0  # s; router's lifetime before a connection is established (paper 4; libalias, FREEBSD.md 4.2)
 TCP_HALF_CLOSED = 240.0  # s; RFC 5382 REQ-5, transitory connections. NATs forget sooner (libalias 90, netfilter 120)
@@ -50,7 +50,7 @@ class VatEntry:
     mapped: Endpoint
     relation: NameRelation
     lifetime: float
-    created: float
+    created: InitVar[float]
     direct: bool = False
     last_out: float = field(init=False)
     last_in: float = field(init=False)
@@ -70,10 +70,10 @@ class VatEntry:
     _idle_limit: float = field(init=False, repr=False)
     _reschedule: Callable[[VatEntry], None] | None = field(init=False, repr=False, default=None)
 
-    def __post_init__(self) -> None:
-        self.last_out = self.last_in = self.created
+    def __post_init__(self, created: float) -> None:
+        self.last_out = self.last_in = created
         self.state = TcpState.OPENING if self.flow.protocol == Protocol.TCP else None
-        self._map(self.mapped, self.lifetime, self.created)
+        self._map(self.mapped, self.lifetime, created)
         self._idle_limit = self._limit()
 
     @property
@@ -235,6 +235,7 @@ class VatTable:
         self._table: Table[VatEntry] = Table(
             maximum, {"out": lambda entry: entry.out_key, "in": lambda entry: entry.in_key}, self._removed
         )
+        self._reschedule = self._table.reschedule  # one bound method for all
         self.by_out: Callable[[bytes], VatEntry | None] = self._table.index("out").get
         self.by_in: Callable[[bytes], VatEntry | None] = self._table.index("in").get
 
@@ -268,7 +269,7 @@ class VatTable:
         if self.by_out(entry.out_key) is None and len(self) < self.maximum:
             self._supersede(entry.in_key)
         self._table.insert(entry)
-        entry._reschedule = self._table.reschedule
+        entry._reschedule = self._reschedule
         return entry
 
     def remap(self, entry: VatEntry, mapped: Endpoint, lifetime: float, now: float) -> None:

@@ -57,9 +57,11 @@ def test_the_same_record_is_not_taken_twice_even_under_other_keys():
     items = table()
     item = Item(1, "red")
     items.insert(item)
+    number, colour = item.number, item.colour
     item.number, item.colour = 2, "blue"
     with pytest.raises(DuplicateKey):
         items.insert(item)
+    item.number, item.colour = number, colour
     items.remove(item)
     assert items.get("number", 1) is None
 
@@ -151,6 +153,7 @@ def test_a_rekeyed_record_is_found_under_the_new_key_only():
     red = Item(1, "red")
     items.insert(red)
     items.rekey(red, "number", 7)
+    red.number = 7
     assert items.get("number", 1) is None
     assert items.get("number", 7) is red
     assert items.get("colour", "red") is red
