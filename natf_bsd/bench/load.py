@@ -57,7 +57,7 @@ class _Tcp(socketserver.ThreadingTCPServer):
 
 
 def _steady(s: socket.socket) -> None:
-    """The congestion control that nearly all hosts have. BBR, which some have, probes in rounds as long as our turns."""
+    """The congestion control of nearly all hosts. BBR, which some have, probes in rounds as long as our turns."""
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
 
 
