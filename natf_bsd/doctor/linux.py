@@ -80,6 +80,10 @@ def kernel(host: Host, facts: Facts) -> list[Finding]:
         findings.append(
             Finding(Severity.NOTE, "NFQUEUE", text, "if natf then says it is missing: modprobe nfnetlink_queue")
         )
+    if host.en is not None and host.en.kernel_path is None and facts["nft"].missing:
+        text = "nft is not installed: every packet of this host's own programs goes through the daemon"
+        remedy = "install it (Debian package nftables) and restart natf en"
+        findings.append(Finding(Severity.NOTE, "kernel path", text, remedy))
     router = host.role("router")
     if router is None:
         return findings

@@ -73,7 +73,7 @@ def flows_table(status: dict[str, Any]) -> Table:
             row["virtual"],
             row["mapped"],
             row["name"],
-            f"{row['state']}{', direct' if row['direct'] else ''}",
+            f"{row['state']}{', direct' if row['direct'] else ''}{', in kernel' if row['in_kernel'] else ''}",
             _seconds(row["idle"]),
             _seconds(row["expires_in"]),
         )

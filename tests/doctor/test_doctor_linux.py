@@ -103,12 +103,19 @@ def test_a_resolved_that_asks_by_tls_without_a_packet_is_an_error(switch, tls, i
 
 def test_devices_that_are_missing_are_told():
     missing = Answer("test", 1, "")
-    facts = {"queues": missing, "tun": missing, "liberal": Answer("file", 127, "")}
+    facts = {"queues": missing, "tun": missing, "liberal": Answer("file", 127, ""), "nft": Answer("nft", 0, "")}
     assert [(one.severity, one.title) for one in linux.kernel(router(), facts)] == [
         (Severity.NOTE, "NFQUEUE"),
         (Severity.ERROR, "TUN device"),
     ]
     assert [one.title for one in linux.kernel(external_node(), facts)] == ["NFQUEUE"]
+
+
+def test_a_host_without_nftables_is_told_what_it_does_not_have():
+    facts = answered(queues="", tun="", liberal="0") | {"nft": Answer("nft list ruleset", 127, "")}
+    (found,) = linux.kernel(external_node(), facts)
+    assert (found.severity, found.title) == (Severity.NOTE, "kernel path")
+    assert linux.kernel(router(), facts) == []
 
 
 def test_a_setting_somebody_took_back_from_a_running_router_is_a_warning():
