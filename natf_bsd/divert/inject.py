@@ -111,6 +111,7 @@ class ControlSocket(_RawSocket):
 
     def __init__(self) -> None:
         super().__init__(socket.IPPROTO_ICMP)
+        self._buffer = memoryview(bytearray(_LARGEST))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if sys.platform == "linux":
             # A set bit keeps a type away: a flood of other ICMP never reaches Python.
@@ -124,8 +125,9 @@ class ControlSocket(_RawSocket):
         """Source address and ICMP message of those that wait, at most `limit`, one by one. Never blocks."""
         for _ in range(limit):
             try:
-                packet = self._socket.recv(_LARGEST)
+                length = self._socket.recv_into(self._buffer)
             except BlockingIOError:
                 return
+            packet = bytes(self._buffer[:length])
             # The kernel has checked the header and gives whole packets, reassembled.
             yield packet[12:16], packet[(packet[0] & 0x0F) * 4 :]

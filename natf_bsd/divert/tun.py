@@ -42,6 +42,7 @@ class TunDevice:
         self._name = name
         self._loss = loss
         self._descriptor = _open(name)
+        self._buffer = memoryview(bytearray(_LARGEST))
 
     def fileno(self) -> int:
         return self._descriptor
@@ -62,13 +63,13 @@ class TunDevice:
         """The packets that wait, at most `limit`, one by one. Never blocks."""
         for _ in range(limit):
             try:
-                data = os.read(self._descriptor, _LARGEST)
+                length = os.readv(self._descriptor, (self._buffer,))
             except BlockingIOError:
                 return
             except OSError as error:
                 self._removed(error)
                 raise
-            yield data
+            yield bytes(self._buffer[:length])
 
     def close(self) -> None:
         if self._descriptor >= 0:

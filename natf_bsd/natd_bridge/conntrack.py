@@ -41,7 +41,7 @@ _GENERIC: Final = struct.pack("!BBH", socket.AF_INET, 0, 0)
 _FIRST_ATTRIBUTE: Final = netlink.HEADER.size + len(_GENERIC)
 _LARGEST: Final = 4096  # an entry takes about 400 bytes
 _LARGEST_PIECE: Final = 1 << 16  # above what the kernel puts into one datagram of a list
-_PATIENCE: Final = 1.0
+_PATIENCE: Final = 1.0  # s; the kernel lists entries as fast as they are read
 
 
 class Conntrack:
@@ -146,8 +146,9 @@ class Dump:
         return found
 
     def wait(self) -> None:
-        """Until `receive` has something."""
-        select.select([self._netlink.socket], [], [], _PATIENCE)
+        """Until `receive` has something. A kernel that does not go on with what it has begun is not waited for."""
+        if not select.select([self._netlink.socket], [], [], _PATIENCE)[0]:
+            self.under_way = self.whole = False
 
     def fileno(self) -> int:
         return self._netlink.socket.fileno()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -27,6 +28,9 @@ from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
 
 log = logging.getLogger(__name__)
+
+_NO_CONNTRACK = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT})
+"""What nfnetlink answers where the kernel has no conntrack to ask."""
 
 MARK_MASK = 0xFF000000
 """The byte of the packet mark that is ours; `mark` in the configuration is its value."""
@@ -55,9 +59,15 @@ class Linux:
 
 def _forget(config: EnConfig | None) -> None:
     """The flows that the kernel translates."""
-    path = NetfilterPath(config.mark if config else DEFAULT_MARK, MARK_MASK)
+    try:
+        path = NetfilterPath(config.mark if config else DEFAULT_MARK, MARK_MASK)
+    except OSError:  # no netlink to netfilter: so nothing was ever told it
+        return
     try:
         path.forget()
+    except OSError as error:
+        if error.errno not in _NO_CONNTRACK:
+            raise
     finally:
         path.close()
 
@@ -152,7 +162,15 @@ class LinuxEn:
             self._from_inside.source = interface.address
         rules = _rules(self._config, gateway, kernel_path=self._kernel_path)
         look = linux.en_look(interface.name, gateway, kernel_path=self._kernel_path)
-        return Plan("en", linux.probe_en(rules), linux.en_rules(rules), linux.en_sysctls(rules), linux.en_undo(), look)
+        demanded = [linux.kernel_path_works(rules)] if self._config.kernel_path else []
+        return Plan(
+            "en",
+            [*linux.probe_en(rules), *demanded],
+            linux.en_rules(rules),
+            linux.en_sysctls(rules),
+            linux.en_undo(),
+            look,
+        )
 
     def _gateway_on(self, interface: Interface) -> Gateway:
         config = self._config

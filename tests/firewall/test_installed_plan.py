@@ -188,3 +188,31 @@ def test_output_in_any_encoding_is_read():
     """A comment in somebody's rule, say."""
     done = run_process((sys.executable, "-c", r"import os; os.write(1, b'caf\xe9 -j NATF\n')"), None)
     assert done.stdout == "caf\N{REPLACEMENT CHARACTER} -j NATF\n"
+
+
+NO_NFT = "nft is not installed (Debian package nftables)"
+
+
+@pytest.mark.parametrize(
+    ("setting", "there", "used"), [(None, True, True), (None, False, False), (True, True, True), (False, True, False)]
+)
+def test_the_kernel_path_is_used_where_it_is_and_unless_it_is_forbidden(monkeypatch, caplog, setting, there, used):
+    monkeypatch.setattr(platform_linux.runner, "check", lambda checks: [] if there else [NO_NFT])
+    side = LinuxEn(EnConfig(("a.b",), kernel_path=setting), WAN)
+    side._kernel_path = side._kernel_path and side._has_kernel_path()
+    shell = "".join(step.shell() for step in side.plan(WAN).set_up)
+    assert ("table ip natf_en" in shell) is used
+    assert ("-t raw" in shell and "--queue-num 8711" in shell.partition("*raw")[2].partition("COMMIT")[0]) is not used
+    assert (NO_NFT in caplog.text) is (setting is None and not there), "said once, aloud"
+
+
+def test_a_kernel_path_that_is_demanded_and_cannot_be_is_an_error_and_seen_by_check(monkeypatch):
+    monkeypatch.setattr(platform_linux.runner, "check", lambda checks: [NO_NFT])
+    side = LinuxEn(EnConfig(("a.b",), kernel_path=True), WAN)
+    with pytest.raises(NatfError, match=r"kernel_path = true in \[en\]: nft is not installed"):
+        side._has_kernel_path()
+    demanded = side.plan(WAN).checks[-1]
+    assert demanded.judge(127, "sh: 1: nft: not found\n") == NO_NFT
+    assert "no NAT by nftables here (status 1)" in str(demanded.judge(1, "Error: Operation not supported"))
+    assert demanded.judge(0, "1\n") is None
+    assert len(LinuxEn(EnConfig(("a.b",)), WAN).plan(WAN).checks) == len(side.plan(WAN).checks) - 1
