@@ -48,9 +48,6 @@ class KernelPath(Protocol):
     def take_back(self, flow: Flow) -> None:
         """Its packets come to that handle again."""
 
-    def flush(self) -> None:
-        """The packets that flows were handed over with have been sent."""
-
     def next_deadline(self) -> float:
         """When `tick` has something to do next, in monotonic seconds."""
 

@@ -1,12 +1,13 @@
 """Linux: a connection tracked and translated by netfilter for each flow (DESIGN.md section 7).
 
 The held packet is of a connection conntrack has just seen begin, G1:s -> V1:d. When it is released it meets the rule
-`firewall.linux` has put into the NAT's output hook, which looks for its destination in a map; there is an element for
-just as long as that takes. The connection keeps what the map said, and the map is empty again. So this very packet goes
-on, with its socket and all the host's own rules go by, and nothing is left that could translate what we do not know of.
+`firewall.linux` has put into the NAT's output hook, which looks for its destination in a map. The connection keeps what
+the map said; the element ends by itself. So this very packet goes on, with its socket and all the host's own rules go
+by, and soon nothing is left that could translate what we do not know of.
 
 Adding an element takes 8 us, 40 with cold caches; an entry made through ctnetlink, which takes as long, would want the
-held packet to be sent anew by a socket of ours.
+held packet to be sent anew by a socket of ours. Removing it is one more transaction, and what that leaves for the
+kernel to do later is in the way of the next flow.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _OF_BATCH: Final = struct.pack("!BBH", 0, 0, _NFTABLES)
 # Each part of a key and of its data takes whole words.
 _KEY: Final = struct.Struct("!4sB3xH2x4sH2x")
 _DATA: Final = struct.Struct("!4sH2x")
+# When an element ends, in ms: far above what the packet needs that is let go right after it was added.
+_ENDS: Final = netlink.attribute(4, struct.pack("!Q", 2000))
 _LARGEST_ERROR: Final = 4096
 
 
@@ -56,7 +59,6 @@ class NetfilterPath:
     def __init__(self, mark: int, mask: int) -> None:
         self._counters = Counter(dict.fromkeys(("handed_over", "refused", "taken_back", "gone", "looks", "failed"), 0))
         self._mark = struct.pack("!II", mark, mask)
-        self._elements: list[bytes] = []
         self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
         self._netlink.socket.setblocking(False)
         self._conntrack = conntrack.Conntrack()
@@ -66,19 +68,12 @@ class NetfilterPath:
 
     def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
         element = _element(flow, mapped)
-        if not self._change(_NEW_ELEMENT, _CREATE, [element]):
+        if not (self._change((_NEW_ELEMENT, element)) or self._replace(element)):
             self._counters["refused"] += 1
             return False
-        self._elements.append(element)
         self._known.setdefault(flow.key, _Known(monotonic()))
         self._counters["handed_over"] += 1
         return True
-
-    def flush(self) -> None:
-        if self._elements:
-            # The table may have gone meanwhile with all that is in it.
-            self._counters["failed"] += not self._change(_DELETE_ELEMENT, _ACKNOWLEDGED, self._elements)
-            self._elements.clear()
 
     def take_back(self, flow: Flow) -> None:
         self._known.pop(flow.key, None)
@@ -173,21 +168,30 @@ class NetfilterPath:
         self._counters["gone"] += len(gone)
         return [Gone(key) for key in gone]
 
-    def _change(self, kind: int, flags: int, elements: list[bytes]) -> bool:
-        """One transaction of nf_tables."""
-        change = _IN_TABLE + netlink.attribute(_NESTED | 3, b"".join(elements))
-        batch = (
-            netlink.message(_BATCH_BEGIN, netlink.NLM_F_REQUEST, 0, _OF_BATCH)
-            + netlink.message(kind, flags, 1, change)
-            + netlink.message(_BATCH_END, netlink.NLM_F_REQUEST, 2, _OF_BATCH)
+    def _replace(self, element: bytes) -> bool:
+        """The flow was mapped to something else a moment ago."""
+        return self._change((_DELETE_ELEMENT, element), (_NEW_ELEMENT, element))
+
+    def _change(self, *changes: tuple[int, bytes]) -> bool:
+        """One transaction of nf_tables; whether the kernel took it."""
+        batch = b"".join(
+            (
+                netlink.message(_BATCH_BEGIN, netlink.NLM_F_REQUEST, 0, _OF_BATCH),
+                *(
+                    netlink.message(kind, _CREATE, number, _IN_TABLE + netlink.attribute(_NESTED | 3, element))
+                    for number, (kind, element) in enumerate(changes, 1)
+                ),
+                netlink.message(_BATCH_END, netlink.NLM_F_REQUEST, len(changes) + 1, _OF_BATCH),
+            )
         )
         connection = self._netlink.socket
         try:
             connection.send(batch)
-            answer = connection.recv(_LARGEST_ERROR)
+            # Worked off and acknowledged within the call, each change by itself.
+            answers = [netlink.error_of(connection.recv(_LARGEST_ERROR)) for _ in changes]
         except OSError:
             return False
-        return netlink.error_of(answer) == 0  # worked off and acknowledged within the call
+        return not any(answers)
 
 
 class _Known:
@@ -207,6 +211,5 @@ def _element(flow: Flow, mapped: Endpoint) -> bytes:
     )
     data = _DATA.pack(mapped.address, mapped.port)
     attribute = netlink.attribute
-    return attribute(
-        _NESTED | 1, attribute(_NESTED | 1, attribute(1, key)) + attribute(_NESTED | 2, attribute(1, data))
-    )
+    parts = attribute(_NESTED | 1, attribute(1, key)) + attribute(_NESTED | 2, attribute(1, data)) + _ENDS
+    return attribute(_NESTED | 1, parts)

@@ -167,7 +167,6 @@ class EnNode:
             return
         for packet in effect.packets:
             held_by(packet).send(packet)
-        kernel.flush()
 
     def _carrier(self) -> KernelPath:
         if self._kernel is None:

@@ -168,6 +168,7 @@ delete table ip {NFT_TABLE}
 table ip {NFT_TABLE} {{
     map {NFT_MAP} {{
         type {key} : ipv4_addr . inet_service
+        flags timeout
     }}
     chain output {{
         type nat hook output priority -101
