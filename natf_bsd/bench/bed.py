@@ -140,12 +140,12 @@ class Bed:
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def restart_en(self) -> None:
-        """A fresh external node, that has never heard of the router."""
+    def restart_en(self, **settings: object) -> None:
+        """A fresh external node, that has never heard of the router; with these settings from then on, if any."""
         self._stop("en")
         for file in (self._lab.run_dir / "en" / "state").glob("en.journal*"):
             file.unlink()
-        self._lab.start_en()
+        self._lab.start_en(**settings)
         self.natf = Way("NAT-f", f"{self._resolve()}:{load.PORT}")
 
     def stop(self) -> None:
@@ -171,6 +171,7 @@ def made(under: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Iterator[
         raise NatfError("natf bench needs Linux: the port forward it compares with is one of netfilter")
     lab = Figure1Lab(_INSTANCE)
     lab.under = under
+    lab.down()  # of a run that was killed; two at once would not measure anything
     with lab:
         lab.exec("router", ["iptables-restore", "-w", "--noflush"], input=_FORWARD, check=True)
         server = lab.spawn("alice", [sys.executable, "-m", "natf_bsd.bench.load", "serve"], name="load")

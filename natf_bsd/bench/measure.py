@@ -108,10 +108,24 @@ _DIRECTIONS: Final = {"put": "from the external node", "get": "to the external n
 
 def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward."""
+    return _streams(bed, effort, say, "throughput", SIZES)
+
+
+def user_space(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
+    """As `throughput`, with every packet rewritten by the daemon: what hosts without the kernel's way have, and those
+    behind a gateway. The shortest and the longest messages only.
+    """
+    bed.restart_en(kernel_path=False)
+    rows = _streams(bed, effort, say, "user space", (SIZES[0], SIZES[-1]))
+    bed.restart_en(kernel_path=True)
+    return rows
+
+
+def _streams(bed: Bed, effort: Effort, say: Say, part: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     targets = [way.target for way in bed.ways]
-    for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, SIZES):
-        say(f"throughput: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
+    for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, sizes):
+        say(f"{part}: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
         rounds = bed.client("throughput", protocol, direction, size, effort.seconds, effort.turns, *targets)
         pairs = [[speed(*run) for run in runs] for runs in rounds]
         rows.append(

@@ -71,6 +71,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
         ("latency", _latency),
         ("rate", _rate),
         ("throughput", _throughput),
+        ("user_space", _user_space),
         ("peers", _peers),
         ("scale", _scale),
     )
@@ -124,6 +125,15 @@ def _rate(found: dict[str, Any]) -> Iterator[str]:
 
 def _throughput(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "## Throughput\n\nDelivered, one flow, in Mbit/s; the ratio is the median of pairs.\n\n"
+    yield from _streams(found)
+
+
+def _user_space(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield "## Throughput in user space\n\nThe same with `kernel_path = false`: the daemon rewrites every packet.\n\n"
+    yield from _streams(found)
+
+
+def _streams(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "| protocol | direction | bytes a message | port forward | NAT-f | ratio |\n"
     yield "| --- | --- | --- | --- | --- | --- |\n"
     for row in found:

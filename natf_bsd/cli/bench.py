@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-_PARTS = ("setup", "latency", "rate", "throughput", "peers", "scale")
+_PARTS = ("setup", "latency", "rate", "throughput", "user_space", "peers", "scale")
 
 
 @click.command(short_help="Measure what NAT-f costs, here.")
