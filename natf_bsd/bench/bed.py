@@ -25,8 +25,8 @@ NAME, DOMAIN, ROUTER, EN = "alice", "home.example.net", "203.0.113.1", "203.0.11
 
 _FORWARD = f"""\
 *nat
--A PREROUTING -i wan -p tcp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.PORT}
--A PREROUTING -i wan -p udp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.PORT}
+-A PREROUTING -i wan -p tcp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.OTHERS}
+-A PREROUTING -i wan -p udp --dport {_FORWARDED} -j DNAT --to-destination {ALICE}:{load.OTHERS}
 COMMIT
 *filter
 -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT

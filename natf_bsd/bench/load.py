@@ -19,6 +19,9 @@ from natf_bsd.types import Endpoint, Flow, Name, parse_address
 from natf_bsd.wire import icmp, message
 
 PORT: Final = 9000
+OTHERS: Final = 9001
+"""The server's port for NAT-f, and that for all other ways: with one for both, two flows from the same source port
+would be one to the router's NAT."""
 READY: Final = "ready"
 
 _GREETING: Final = b"!"
@@ -125,8 +128,11 @@ def _stream(s: socket.socket, to: Any, size: int, seconds: float) -> None:
 
 
 def serve() -> None:
+    others = _Tcp(("", OTHERS), _TcpHandler)
+    threading.Thread(target=others.serve_forever, daemon=True).start()
     server = _Tcp(("", PORT), _TcpHandler)
-    threading.Thread(target=_serve_udp, args=(PORT,), daemon=True).start()
+    for port in PORT, OTHERS:
+        threading.Thread(target=_serve_udp, args=(port,), daemon=True).start()
     sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -17,7 +17,7 @@ def _run(bed: Bed) -> Iterator[Reach]:
     bed.run("en", "ip", "route", "add", INSIDE, "via", ROUTER)
     bed.run("router", "sh", "-c", f"iptables -I {_ACCEPT}")
     try:
-        yield Reach(f"{ALICE}:{load.PORT}", ("tcp", "udp"))
+        yield Reach(f"{ALICE}:{load.OTHERS}", ("tcp", "udp"))
     finally:
         undo(bed, "en", [f"ip route del {INSIDE}"])
         undo(bed, "router", [f"iptables -D {_ACCEPT}"])

@@ -64,8 +64,8 @@ def _run(kind: str, bed: Bed) -> Iterator[Reach]:
     try:
         bed.wait_for(daemon, "listening on port")
         with bed.talking("alice", f"natf_bsd.bench.peers.{kind}", "192.168.0.1", ALICE) as asker:
-            asker.ask(-load.PORT)
-            yield Reach(f"{ROUTER}:{load.PORT}", ("tcp",), lambda rounds: [asker.ask(_next()) for _ in range(rounds)])
+            asker.ask(-load.OTHERS)
+            yield Reach(f"{ROUTER}:{load.OTHERS}", ("tcp",), lambda rounds: [asker.ask(_next()) for _ in range(rounds)])
     finally:
         daemon.stop()
         undo(bed, "router", ["nft delete table inet filter"])

@@ -37,7 +37,7 @@ def _run(bed: Bed) -> Iterator[Reach]:
         argv = ["sshuttle", "-e", ssh, "-r", f"{user}@{ROUTER}:{_PORT}", "--no-latency-control", INSIDE]
         daemons.append(bed.spawn("en", *argv))
         bed.wait_for(daemons[1], "Connected to server")
-        yield Reach(f"{ALICE}:{load.PORT}", ("tcp",))
+        yield Reach(f"{ALICE}:{load.OTHERS}", ("tcp",))
     finally:
         for daemon in reversed(daemons):
             daemon.stop()

@@ -46,7 +46,7 @@ def _wireguard(bed: Bed) -> Iterator[Reach]:
             shake_hands()
             return float(bed.client("setup", 1, target)[0][0][0])
 
-        target = f"{ALICE}:{load.PORT}"
+        target = f"{ALICE}:{load.OTHERS}"
         shake_hands()
         yield Reach(target, ("tcp", "udp"), first=first)
     finally:
@@ -67,7 +67,7 @@ def _ipip(bed: Bed) -> Iterator[Reach]:
             bed.run(host, "ip", "link", "set", device, "up")
         bed.run("router", "sh", "-c", "iptables -I FORWARD -i ipr -j ACCEPT")
         bed.run("en", "ip", "route", "add", INSIDE, "dev", "ipe")
-        yield Reach(f"{ALICE}:{load.PORT}", ("tcp", "udp"))
+        yield Reach(f"{ALICE}:{load.OTHERS}", ("tcp", "udp"))
     finally:
         undo(bed, "en", [f"ip route del {INSIDE}", "ip link del ipe"])
         undo(bed, "router", ["iptables -D FORWARD -i ipr -j ACCEPT", "ip link del ipr"])
