@@ -10,7 +10,7 @@ import pytest
 from natf_bsd.bench import bed, measure
 from natf_bsd.bench.bed import Bed
 from natf_bsd.bench.peers import direct, igd, pcp, tunnels, upnp
-from natf_bsd.bench.peers.measure import peers
+from natf_bsd.bench.peers.measure import _in_a_line, peers
 from natf_bsd.errors import NatfError, WireError
 
 NONCE = bytes(range(12))
@@ -117,3 +117,8 @@ def test_a_peer_whose_program_is_missing_says_which(ground: Bed, monkeypatch: py
         igd.PCP.run(ground),
     ):
         pass
+
+
+def test_why_a_peer_did_not_run_is_one_line_of_text() -> None:
+    assert _in_a_line("en-turn: Traceback\n\0\x1b[1m  timed out\n") == "en-turn: Traceback [1m timed out"
+    assert len(_in_a_line("x" * 1000)) == 300

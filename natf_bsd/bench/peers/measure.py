@@ -26,6 +26,8 @@ _STREAMS: Final = (
 _WARM: Final = 20
 """Connections before the first that counts."""
 
+_REASON: Final = 300  # characters of why a peer did not run
+
 _FEWER: Final = 10
 """Peers whose flows take milliseconds get a tenth of the rounds."""
 
@@ -41,9 +43,14 @@ def peers(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
             with peer.run(bed) as reach:
                 row |= _measured(bed, reach, effort)
         except NatfError as error:
-            row["not_run"] = str(error)
+            row["not_run"] = _in_a_line(str(error))
         rows.append(row)
     return rows
+
+
+def _in_a_line(text: str) -> str:
+    """The end of what a program said, which mostly has the reason."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[-_REASON:]
 
 
 def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from natf_bsd.bench.peers import Peer, Reach, stun
 from natf_bsd.errors import NatfError
 
 _ROUND_TRIPS = 9
+_TRIES = 3
+_SERVER = (stun.ADDRESS, stun.PORT)
 
 
 def need_aioice() -> None:
@@ -58,15 +60,26 @@ class _Echo(asyncio.DatagramProtocol):
         self._send(data, source)
 
 
-async def _alice() -> None:
+async def _allocated() -> Any:
+    """An allocation. aioice repeats a request after 50 ms, which coturn may take for another (437); who meets that
+    begins anew, in its own time.
+    """
+    from aioice import stun as protocol
     from aioice import turn
 
+    for _ in range(_TRIES - 1):
+        try:
+            return (await turn.create_turn_endpoint(_Echo, _SERVER, username=stun.USER, password=stun.PASSWORD))[0]
+        except protocol.TransactionError:
+            continue
+    return (await turn.create_turn_endpoint(_Echo, _SERVER, username=stun.USER, password=stun.PASSWORD))[0]
+
+
+async def _alice() -> None:
     loop = asyncio.get_running_loop()
     while port := await loop.run_in_executor(None, sys.stdin.readline):
         began = time.perf_counter()
-        transport, _ = await turn.create_turn_endpoint(
-            _Echo, (stun.ADDRESS, stun.PORT), username=stun.USER, password=stun.PASSWORD
-        )
+        transport = await _allocated()
         # Sending opens the way for the peer's answers: a channel, and with it a permission.
         transport.sendto(b"hello", (EN, int(port)))
         host, relayed = transport.get_extra_info("sockname")
