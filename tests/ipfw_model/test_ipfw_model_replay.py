@@ -3,7 +3,7 @@
 `data/` holds the recordings, gzip-compressed and otherwise untouched. Of the others errors.jsonl is held against in
 tests/divert/test_fake_kernel.py, natd-time.jsonl in tests/natd_bridge/test_libalias_clock.py, and of load.jsonl what
 receive buffers hold in test_ipfw_model_host.py. Left out: pf.jsonl and tso.jsonl, since pf next to ipfw is refused and
-TSO switched off; vat-in-kernel.jsonl, since no rule of natf's translates in the kernel.
+TSO switched off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from natf_bsd.lab.ipfw_model.replay import Event, Report, addresses, commands, dns, hosts, pseudo
+from natf_bsd.lab.ipfw_model.replay import Event, Report, addresses, commands, dns, hosts, pseudo, vat
 
 DATA = Path(__file__).parent / "data"
 
@@ -108,3 +108,11 @@ def test_dns_answers_come_out_as_recorded(capsys: pytest.CaptureFixture[str]) ->
     events, report = recorded("dns"), Report()
     dns.replay(events, report)
     check("dns", report, events, capsys)
+
+
+def test_flows_translated_in_the_kernel_come_out_as_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    events, report = recorded("vat-in-kernel"), Report()
+    vat.replay(events, report)
+    check("vat-in-kernel", report, events, capsys)
+    assert report.same == 3
+    assert set(report.left_out) == {vat.SPEED}

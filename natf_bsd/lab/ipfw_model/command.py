@@ -266,6 +266,8 @@ class Firewall:
             existing.items.clear()
         elif "missing" not in flags:
             raise CommandError(EX_OSERR, "Table creation failed: File exists")
+        elif (existing.type_text, existing.valtype) != (settings["type"], settings["valtype"]):
+            raise NotModelledError(f"`missing` for table {name}, which is there as another one")
 
     def _existing_table(self, name: str) -> Table:
         table = self.tables.get(name)

@@ -487,7 +487,7 @@ class Host:
         if instance is None:
             raise _error(errno.EACCES)
         _complete(frame)
-        if not instance.libalias(self.draw).passes(frame.data, passage.direction, self.now()):
+        if not instance.translator(self.draw).passes(frame.data, passage.direction, self.now()):
             raise _error(errno.EACCES)
         return True if self.firewall.one_pass else None
 

@@ -8,11 +8,38 @@ from dataclasses import dataclass, field
 
 from natf_bsd.lab.ipfw_model.errors import EX_DATAERR, CommandError, NotModelledError
 from natf_bsd.lab.ipfw_model.natd import Libalias
-from natf_bsd.types import Address, parse_address
+from natf_bsd.types import Address, Direction, Endpoint, Flow, Protocol, parse_address
+from natf_bsd.wire.packet import Rewrite, flow_of
 
 _FLAGS = ("log", "deny_in", "same_ports", "unreg_only", "reset", "reverse", "proxy_only")
 """In the order ipfw(8) prints them."""
 _REDIRECTS = {"redirect_port", "redirect_addr", "redirect_proto"}
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """What `reverse redirect_port PROTO LOCAL ALIAS REMOTE` does: the fully specified, permanent link of one flow.
+
+    `reverse` exchanges in and out: what goes out to ALIAS goes to LOCAL, what comes in from LOCAL is from ALIAS. No
+    other packet is let near it here: libalias would make links of its own for it, and even change the source of one
+    that comes in (FREEBSD.md 5.1).
+    """
+
+    protocol: int
+    local: Endpoint
+    alias: Endpoint
+    remote: Endpoint
+
+    def passes(self, data: bytearray, direction: Direction, _now: float) -> bool:
+        """Translate it, as `Libalias.passes`."""
+        flow = flow_of(data)
+        if direction is Direction.OUT and flow == Flow(self.protocol, self.remote, self.alias):
+            Rewrite(destination=(self.alias, self.local)).apply(data)
+        elif direction is Direction.IN and flow == Flow(self.protocol, self.local, self.remote):
+            Rewrite(source=(self.local, self.alias)).apply(data)
+        else:
+            raise NotModelledError(f"{flow} {direction.value} at an instance for another flow")
+        return True
 
 
 @dataclass(slots=True)
@@ -31,13 +58,30 @@ class NatInstance:
         flags = [flag for flag in _FLAGS if flag in self.flags]
         return " ".join((f"ipfw nat {self.number} config {self.source}", *flags, *self.redirects))
 
-    def libalias(self, draw: random.Random) -> Libalias:
+    def translator(self, draw: random.Random) -> Libalias | Redirect:
+        if self.flags == {"reverse"} and len(self.redirects) == 1:
+            return self._redirect(self.redirects[0].split())
         if self.redirects or self.flags & {"reverse", "proxy_only", "unreg_only"}:
             raise NotModelledError(f"translation by: {self.text}")
         if self._libalias is None:
             deny_incoming, same_ports = "deny_in" in self.flags, "same_ports" in self.flags
             self._libalias = Libalias(self.address, deny_incoming=deny_incoming, same_ports=same_ports, draw=draw)
         return self._libalias
+
+    def _redirect(self, words: list[str]) -> Redirect:
+        match words:
+            case ["redirect_port", protocol, local, alias, remote] if protocol.upper() in Protocol.__members__:
+                link = Redirect(Protocol[protocol.upper()], *map(_endpoint, (local, alias, remote)))
+                if link.alias.address == self.address:
+                    return link
+        raise NotModelledError(f"translation by: {self.text}")
+
+
+def _endpoint(text: str) -> Endpoint:
+    address, colon, port = text.partition(":")
+    if not (colon and port.isdigit()):
+        raise NotModelledError(f"a redirect with {text}, not a.b.c.d:port")
+    return Endpoint(parse_address(address), int(port))
 
 
 def parse_config(number: int, words: list[str], address_of: Callable[[str], Address | None]) -> NatInstance:
