@@ -23,11 +23,14 @@ from natf_bsd.firewall.linux import NFT_MAP, NFT_TABLE
 from natf_bsd.natd_bridge import conntrack
 from natf_bsd.ops.loop import monotonic
 from natf_bsd.types import Endpoint, Flow
+from natf_bsd.wire.packet import flow_of_key
 
 INTERVAL: Final = 2.5
 """Seconds between two looks at the least: half of what a flow is unanswered before it is asked for again
 (`tables.vat.SILENCE_SECONDS`)."""
 
+_GIVEN_UP: Final = 10 * INTERVAL  # s after which a look that does not end is no longer waited for
+_LISTINGS: Final = 3  # at most: the kernel's table may change its size while it is listed
 _SHARE: Final = 1 / 33  # of a processor that looks may take: with many flows there are fewer
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -52,13 +55,14 @@ _LARGEST_ERROR: Final = 4096
 
 
 class NetfilterPath:
-    """`mark` (within `mask`) is the connection mark that the rule gives to what it translates. OSError when the kernel
-    has no netlink for it.
+    """`mark` (within `mask`) is the connection mark that the rule gives to what it translates, `prefix` begins the
+    virtual addresses: who else uses the mark is let alone. OSError when the kernel has no netlink for it.
     """
 
-    def __init__(self, mark: int, mask: int) -> None:
+    def __init__(self, mark: int, mask: int, prefix: bytes) -> None:
         self._counters = Counter(dict.fromkeys(("handed_over", "refused", "taken_back", "gone", "looks", "failed"), 0))
-        self._mark = struct.pack("!II", mark, mask)
+        self._prefix = prefix
+        self._sequence = 0
         self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
         self._netlink.socket.setblocking(False)
         self._conntrack = conntrack.Conntrack()
@@ -89,15 +93,18 @@ class NetfilterPath:
     def tick(self, now: float) -> None:
         if now >= self._due:
             self._due = now + max(INTERVAL, self._spent / _SHARE)
-            if not self._dump.under_way:
+            if not self._dump.under_way or now - self._began > _GIVEN_UP:
                 self._begin(now)
 
     def fileno(self) -> int:
         return self._dump.fileno()
 
     def receive(self) -> list[Report]:
+        if not self._dump.under_way:
+            self._dump.receive()  # of one that was given up
+            return []
         began = monotonic()
-        reports: list[Report] = [self._carried(entry, self._began) for entry in self._dump.receive()]
+        reports: list[Report] = [self._carried(entry, self._began) for entry in self._received()]
         if not self._dump.under_way:
             reports += self._end()
         self._spent += monotonic() - began
@@ -122,7 +129,17 @@ class NetfilterPath:
 
     def forget(self) -> None:
         self._known.clear()
-        self._conntrack.forget_marked(*struct.unpack("!II", self._mark))
+        for _ in range(_LISTINGS):
+            self._dump.begin()
+            found = []
+            while self._dump.under_way:
+                self._dump.wait()
+                found += self._received()
+            for entry in found:
+                self._conntrack.forget(flow_of_key(entry.key))
+            if self._dump.whole:
+                return
+        self._counters["failed"] += 1
 
     def close(self) -> None:
         self._netlink.close()
@@ -135,6 +152,10 @@ class NetfilterPath:
         kernel had forgotten them), `looks`, `failed` (changes and looks the kernel did not take).
         """
         return dict(self._counters)
+
+    def _received(self) -> list[conntrack.Tracked]:
+        length, prefix = len(self._prefix), self._prefix
+        return [entry for entry in self._dump.receive() if entry.key[4 : 4 + length] == prefix]
 
     def _begin(self, now: float) -> None:
         self._began = now
@@ -174,21 +195,27 @@ class NetfilterPath:
 
     def _change(self, *changes: tuple[int, bytes]) -> bool:
         """One transaction of nf_tables; whether the kernel took it."""
+        first = self._sequence + 1
+        self._sequence = first + len(changes)
         batch = b"".join(
             (
-                netlink.message(_BATCH_BEGIN, netlink.NLM_F_REQUEST, 0, _OF_BATCH),
+                netlink.message(_BATCH_BEGIN, netlink.NLM_F_REQUEST, first - 1, _OF_BATCH),
                 *(
                     netlink.message(kind, _CREATE, number, _IN_TABLE + netlink.attribute(_NESTED | 3, element))
-                    for number, (kind, element) in enumerate(changes, 1)
+                    for number, (kind, element) in enumerate(changes, first)
                 ),
-                netlink.message(_BATCH_END, netlink.NLM_F_REQUEST, len(changes) + 1, _OF_BATCH),
+                netlink.message(_BATCH_END, netlink.NLM_F_REQUEST, first + len(changes), _OF_BATCH),
             )
         )
         connection = self._netlink.socket
         try:
             connection.send(batch)
             # Worked off and acknowledged within the call, each change by itself.
-            answers = [netlink.error_of(connection.recv(_LARGEST_ERROR)) for _ in changes]
+            answers: list[int | None] = []
+            while len(answers) < len(changes):
+                answer = connection.recv(_LARGEST_ERROR)
+                if netlink.sequence_of(answer) >= first:  # else a second word about an earlier one
+                    answers.append(netlink.error_of(answer))
         except OSError:
             return False
         return not any(answers)

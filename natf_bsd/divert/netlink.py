@@ -52,6 +52,18 @@ def error_of(data: bytes | bytearray) -> int | None:
     return -status
 
 
+def sequence_of(data: bytes | bytearray) -> int:
+    """Of the request that a datagram answers."""
+    sequence: int = HEADER.unpack_from(data)[3]
+    return sequence
+
+
+def status_of(data: bytes | bytearray, offset: int) -> int:
+    """The errno in the NLMSG_DONE message at `offset`, 0 if all went well."""
+    status: int = _ERRNO.unpack_from(data, offset + HEADER.size)[0]
+    return -status
+
+
 class NetlinkSocket:
     """A netlink socket whose requests raise what the kernel answers."""
 

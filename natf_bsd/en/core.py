@@ -241,7 +241,8 @@ class EnCore:
             effects = self._refused(negotiation, key, now)
         else:
             effects = self._silent(negotiation, key, now)
-        return [Resumed(negotiation.transaction), *effects, *self._settle_removed(now)]
+        # A flow that had to give way first: while the kernel has it, its mapping is not free for another one.
+        return [Resumed(negotiation.transaction), *self._settle_removed(now), *effects]
 
     def _direct(self, negotiation: Negotiation, now: float) -> list[Effect]:
         """G2 is no NAT-f router [4]: G1:s <-> V1:d means G1:s <-> G2:d, and the application reaches G2 itself."""
@@ -327,6 +328,8 @@ class EnCore:
         if entry is None or entry.mapped != report.mapped or not self._may_be_in_kernel(entry):
             return [TakeBack(wire.flow_of_key(report.key))]  # of an earlier run, or of an earlier mapping
         entry.in_kernel = True
+        if entry.way is None:  # taken over from an earlier run
+            entry.way = next(iter(self.kernel_ways), None)
         return self._carried(entry, report, now)
 
     def _may_be_in_kernel(self, entry: VatEntry) -> bool:

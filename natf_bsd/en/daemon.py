@@ -65,6 +65,7 @@ class EnDaemon:
         self._watch_at = 0.0
         self._keep_at = 0.0
         self._stays = False
+        self._installed: Installed | None = None
 
     def run(self) -> None:
         config = self._config
@@ -89,15 +90,22 @@ class EnDaemon:
             self._node = EnNode(self._core, self._side, self._side.open(stack), self._save)
             stack.callback(self._node.shutdown)
             stack.callback(self._forget)
-            self._node.look()  # what the kernel has of an earlier run
-            self._node.addresses_changed()
             self._loop = Loop(self._next_deadline, self._tick)
             stack.callback(self._loop.close)
             self._listen()
             self._side.keep(self._core.routers())
             plan = self._side.plan(self._side.interface)
             self._installed = stack.enter_context(Installed(plan, config.run_dir, platform.settings))
-            self._guard = Guard(self._installed, self._side, self._loop, moved=self._node.addresses_changed)
+            # Not before it is sure that no other daemon serves here: what the kernel has of an earlier run.
+            self._node.look()
+            self._node.addresses_changed()
+            self._guard = Guard(
+                self._installed,
+                self._side,
+                self._loop,
+                alarm=self._node.refused_by_kernel,
+                moved=self._node.addresses_changed,
+            )
             stack.callback(self._guard.close)
             handlers = {"status": self._status, "reload": self._reload}
             server = ControlServer(config.run_dir / "en.sock", self._loop, handlers)
@@ -187,13 +195,14 @@ class EnDaemon:
         self._node.tick(now)
 
     def _forget(self) -> None:
-        """Flows that the kernel carries end with us, unless the next daemon takes them over."""
-        if not self._stays:
+        """Flows that the kernel carries end with us, unless the next daemon takes them over, or they are another's."""
+        if self._installed is not None and not self._stays:
             self._node.forget()
 
     def _stay(self) -> None:
-        self._installed.stay()
-        self._stays = True
+        if self._installed is not None:
+            self._installed.stay()
+            self._stays = True
 
     def _reload(self, request: dict[str, Any]) -> dict[str, object]:
         """Look at the firewall now, not within seconds: somebody has just set it anew."""

@@ -157,17 +157,22 @@ class SysctlJournal:
             values = json.loads(self._path.read_text())
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise NatfError(f"{self._path}: {error.strerror}; kernel settings stay as they are") from None
         except ValueError:
             raise NatfError(f"{self._path}: not a record of kernel settings; restore by hand and delete it") from None
         return dict(values)
 
     def _write(self, values: dict[str, str]) -> None:
-        if not values:
-            self._path.unlink(missing_ok=True)
-            return
         temporary = self._path.with_name(f"{self._path.name}.new")
-        temporary.write_text(json.dumps(values))
-        temporary.replace(self._path)
+        try:
+            if not values:
+                self._path.unlink(missing_ok=True)
+                return
+            temporary.write_text(json.dumps(values))
+            temporary.replace(self._path)
+        except OSError as error:
+            raise NatfError(f"{self._path}: old kernel settings cannot be written down: {error.strerror}") from None
 
 
 def _is_ours(name: str) -> bool:

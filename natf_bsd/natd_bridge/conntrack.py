@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import select
 import socket
 import struct
@@ -71,10 +73,6 @@ class Conntrack:
         """Delete the entry of the flow whose first packet was `flow`, if there is one. OSError as `forget_closed`."""
         self._ask(_DELETE, _tuple(flow))
 
-    def forget_marked(self, mark: int, mask: int) -> None:
-        """Delete all entries with the connection mark `mark` within `mask`. OSError as `forget_closed`."""
-        self._ask(_DELETE, _marked(mark, mask))
-
     def _ask(self, kind: int, attributes: bytes) -> bytes | None:
         """The kernel's answer; None if there is no such entry, or nothing to say of it."""
         self._netlink.socket.send(netlink.message(kind, netlink.NLM_F_REQUEST, 0, _GENERIC + attributes))
@@ -89,6 +87,22 @@ class Conntrack:
 
     def close(self) -> None:
         self._netlink.close()
+
+
+def problem() -> str | None:
+    """Why this kernel's table cannot be asked, None if it can."""
+    nobody = Endpoint(bytes(4), 0)
+    try:
+        conntrack = Conntrack()
+    except OSError as error:
+        return f"no netlink to netfilter: {error.strerror}"
+    try:
+        conntrack.get(Flow(socket.IPPROTO_UDP, nobody, nobody))
+    except OSError as error:
+        return f"conntrack does not answer (ctnetlink): {os.strerror(error.errno or 0)}"
+    finally:
+        conntrack.close()
+    return None
 
 
 class Tracked(NamedTuple):
@@ -107,9 +121,9 @@ class Dump:
     """Lists the entries with the connection mark `mark` within `mask`, in pieces. OSError as `Conntrack`."""
 
     def __init__(self, mark: int, mask: int) -> None:
-        self._request = netlink.message(
-            _GET, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, 0, _GENERIC + _marked(mark, mask)
-        )
+        self._wanted = _GENERIC + _marked(mark, mask)
+        self._sequence = 0
+        self._unread = False
         self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
         self._netlink.socket.setblocking(False)
         self._buffer = bytearray(_LARGEST_PIECE)
@@ -118,8 +132,18 @@ class Dump:
         """Whether the last one, once it is over, has seen all there was; the table may change meanwhile."""
 
     def begin(self) -> None:
-        self._netlink.socket.send(self._request)
-        self.under_way = self.whole = True
+        if self._unread:
+            self._discard()
+        self._sequence += 1
+        request = netlink.message(_GET, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, self._sequence, self._wanted)
+        self._netlink.socket.send(request)
+        self.under_way = self.whole = self._unread = True
+
+    def _discard(self) -> None:
+        """What is left of one that was given up: the kernel begins no other before all of it has been read."""
+        with contextlib.suppress(OSError):
+            while self._netlink.socket.recv_into(self._buffer):
+                pass
 
     def receive(self) -> list[Tracked]:
         """One more piece, if it is there; `under_way` is false after the last."""
@@ -133,12 +157,14 @@ class Dump:
         found: list[Tracked] = []
         offset = 0
         while offset + netlink.HEADER.size <= length:
-            size, kind, flags, _, _ = netlink.HEADER.unpack_from(self._buffer, offset)
+            size, kind, flags, sequence, _ = netlink.HEADER.unpack_from(self._buffer, offset)
+            if sequence != self._sequence:  # what is left of one that was given up
+                break
             if flags & netlink.NLM_F_DUMP_INTR:
                 self.whole = False
             if kind == netlink.NLMSG_DONE or kind == netlink.NLMSG_ERROR:
-                self.under_way = False
-                self.whole = self.whole and kind == netlink.NLMSG_DONE
+                self.under_way = self._unread = False
+                self.whole = self.whole and kind == netlink.NLMSG_DONE and not netlink.status_of(self._buffer, offset)
                 break
             if (entry := _tracked(self._buffer, offset + _FIRST_ATTRIBUTE, offset + size)) is not None:
                 found.append(entry)

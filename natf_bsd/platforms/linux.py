@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 
-from natf_bsd.config import DEFAULT_MARK, Config, EnConfig, RouterConfig
+from natf_bsd.config import Config, EnConfig, RouterConfig
 from natf_bsd.datapath.netfilter import NetfilterPath
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
@@ -21,6 +21,7 @@ from natf_bsd.firewall.guard import Listing
 from natf_bsd.firewall.linux_gateway import Gateway
 from natf_bsd.firewall.plan import Plan, Remains
 from natf_bsd.firewall.runner import ProcSys
+from natf_bsd.natd_bridge import conntrack
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface
@@ -60,7 +61,7 @@ class Linux:
 def _forget(config: EnConfig | None) -> None:
     """The flows that the kernel translates."""
     try:
-        path = NetfilterPath(config.mark if config else DEFAULT_MARK, MARK_MASK)
+        path = _kernel_path(config or EnConfig(home_domains=()))
     except OSError:  # no netlink to netfilter: so nothing was ever told it
         return
     try:
@@ -70,6 +71,10 @@ def _forget(config: EnConfig | None) -> None:
             raise
     finally:
         path.close()
+
+
+def _kernel_path(config: EnConfig) -> NetfilterPath:
+    return NetfilterPath(config.mark, MARK_MASK, bytes([config.virtual_prefix]))
 
 
 def _rules(config: EnConfig, gateway: Gateway | None, *, kernel_path: bool) -> linux.EnFirewall:
@@ -119,6 +124,8 @@ class LinuxEn:
     def _has_kernel_path(self) -> bool:
         """NatfError if there must be one and can't."""
         problems = runner.check([linux.kernel_path_works(_rules(self._config, None, kernel_path=True))])
+        if not problems and (unasked := conntrack.problem()):
+            problems = [unasked]
         for problem in problems:
             if self._config.kernel_path:
                 raise NatfError(f"kernel_path = true in [en]: {problem}")
@@ -133,7 +140,7 @@ class LinuxEn:
 
     def _open_kernel_path(self, stack: ExitStack) -> NetfilterPath:
         try:
-            path = NetfilterPath(self._config.mark, MARK_MASK)
+            path = _kernel_path(self._config)
         except OSError as error:
             raise NatfError(f"conntrack: {error.strerror}; kernel_path = false in [en] does without it") from None
         stack.callback(path.close)

@@ -13,7 +13,7 @@ from natf_bsd.datapath import Carried, Gone
 from natf_bsd.datapath.netfilter import NetfilterPath
 from natf_bsd.divert import Direction, Divert
 from natf_bsd.firewall import linux, runner
-from natf_bsd.natd_bridge.conntrack import Conntrack
+from natf_bsd.natd_bridge.conntrack import Conntrack, Dump, problem
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from tests import spaces
 
@@ -43,7 +43,7 @@ class Host:
             for setting in linux.en_sysctls(RULES):
                 self.en.run(f"sysctl -qw {setting.name.replace('/', '.')}={setting.value}")
             self.out = Divert(OUT, direction=Direction.OUT)
-            self.path = NetfilterPath(MARK, MASK)
+            self.path = NetfilterPath(MARK, MASK, V1[:1])
 
     def begin(self, kind: socket.SocketKind, *, source: int, destination: int = 80) -> tuple[socket.socket, Flow]:
         """A program's socket whose first packet is held, and its flow."""
@@ -214,8 +214,46 @@ def test_the_mark_of_others_in_the_rest_of_the_connection_mark_stays() -> None:
 
 
 @spaces.isolated
+def test_connections_of_others_who_use_our_mark_are_let_alone() -> None:
+    host = Host()
+    server = host.server(socket.SOCK_DGRAM)
+    host.en.run("iptables -t mangle -I OUTPUT -d 203.0.113.1 -j CONNMARK --set-mark 0x4e000000")
+    with host.en:
+        conntrack = Conntrack()
+        program = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    program.bind(("203.0.113.10", 40010))
+    program.sendto(b"not ours", ("203.0.113.1", MAPPED.port))
+    assert server.recv(100) == b"not ours"
+    _, ours = host.begin(socket.SOCK_DGRAM, source=40011)
+    host.let_go(ours)
+    assert [report.key for report in host.path.look()] == [ours.key]
+    host.path.forget()
+    assert conntrack.get(ours) is None
+    assert conntrack.get(Flow(Protocol.UDP, Endpoint(G1, 40010), MAPPED)) is not None
+
+
+@spaces.isolated
+def test_what_is_left_of_a_look_that_was_given_up_is_not_taken_for_the_next_ones() -> None:
+    host = Host()
+    host.server(socket.SOCK_DGRAM)
+    _, flow = host.begin(socket.SOCK_DGRAM, source=40012)
+    host.let_go(flow)
+    with host.en:
+        dump, conntrack = Dump(MARK, MASK), Conntrack()
+    dump.begin()
+    conntrack.forget(flow)
+    dump.begin()
+    found = []
+    while dump.under_way:
+        dump.wait()
+        found += dump.receive()
+    assert (found, dump.whole) == ([], True)
+
+
+@spaces.isolated
 def test_whether_it_can_be_had_is_found_out_without_a_change() -> None:
     space = spaces.Space()
     with space:
         assert runner.check([linux.kernel_path_works(RULES)]) == []
+        assert problem() is None
         assert space.run("nft list ruleset") == ""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from natf_bsd.datapath import Carried, Gone
+from natf_bsd.effects import HandOver, TakeBack
 from natf_bsd.en.core import DOUBT_AFTER
 from natf_bsd.en.report import tables
 from natf_bsd.tables.vat import SILENCE_PACKETS, SILENCE_SECONDS, TCP_CLOSING, TCP_RESET, TcpState
@@ -258,3 +259,32 @@ def test_a_router_that_says_no_ends_what_the_kernel_carries(bench: Bench, alice:
         report(bench, data, 1, 1)
     bench.refuse(message.Status.DENIED)
     assert len(bench.taken_back) == 1
+
+
+def test_a_flow_whose_mapping_another_one_gets_is_taken_back_before_that_one_goes_on(
+    bench: Bench, alice: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router was restarted. Two connections with the same answers are one too many for the kernel's NAT."""
+    bench.out(bench.udp(alice))
+    bench.map()
+    done: list[object] = []
+    perform = bench.perform
+
+    def noted(effects: list[object]) -> None:
+        done.extend(effects)
+        perform(effects)
+
+    monkeypatch.setattr(bench, "perform", noted)
+    bench.out(bench.udp(bench.learn("bob")))
+    bench.map()
+    assert [type(effect) for effect in done if isinstance(effect, HandOver | TakeBack)] == [TakeBack, HandOver]
+
+
+def test_a_flow_of_an_earlier_run_is_its_ways_once_the_kernel_has_told_of_it(bench: Bench, alice: Address) -> None:
+    bench.out(bench.udp(alice))
+    bench.map()
+    entry = entry_of(bench, bench.udp(alice))
+    handle = object()
+    bench.core.kernel_ways = (handle,)
+    report(bench, bench.udp(alice), out=1)
+    assert entry.way is handle

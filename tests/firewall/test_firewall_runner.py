@@ -230,6 +230,13 @@ def test_what_could_not_be_restored_is_told_and_stays_on_record(tmp_path: Path, 
     assert values(kernel) == ["0", "1"]
 
 
+def test_a_disk_that_takes_no_record_leaves_the_settings_alone_and_is_told(tmp_path: Path, kernel: Path) -> None:
+    (tmp_path / "undo.new").mkdir()
+    with pytest.raises(NatfError, match="undo: old kernel settings cannot be written down: "):
+        SysctlJournal(tmp_path / "undo", ProcSys(kernel)).apply(SETTINGS)
+    assert values(kernel) == ["0", "1"]
+
+
 def test_a_record_that_is_none_is_not_overwritten(tmp_path: Path, kernel: Path) -> None:
     (tmp_path / "undo").write_text("not a record")
     with pytest.raises(NatfError, match="undo: not a record of kernel settings"):
