@@ -14,7 +14,7 @@ import pytest
 from natf_bsd.firewall.guard import INTERVAL
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.topology import Zone
-from tests.e2e.steps import Talk
+from tests.e2e.steps import Talk, status
 from tests.lab_platform import HERE
 
 pytestmark = pytest.mark.lab
@@ -119,19 +119,19 @@ def test_cleanup_with_another_run_dir_leaves_a_living_daemon_alone(natf: Figure1
 
 def to_the_kernel(lab: Figure1Lab) -> int:
     """Flows handed over so far; 0 where the kernel takes none."""
-    handles = json.loads(lab.natf("en", "status", "--json").stdout)["en"]["handles"]
-    return int(handles.get("kernel", {}).get("handed_over", 0))
+    return int(status(lab, "en")["handles"].get("kernel", {}).get("handed_over", 0))
 
 
 @pytest.mark.parametrize("role", ["en", "router"])
 def test_a_second_daemon_with_another_run_dir_leaves_the_first_alone(natf: Figure1Lab, role: str) -> None:
-    natf.configure(role, run_dir=str(natf.run_dir / "elsewhere"), **HERE.other_queues[role])
     open_one = Talk(natf, "en", "alice.home.example.net")
     before = open_one.request()
     handed_over = to_the_kernel(natf)
+    natf.configure(role, run_dir=str(natf.run_dir / "elsewhere"), **HERE.other_queues[role])
     done = natf.natf(role, role, "run")
     assert done.returncode == 1
     assert names_the_first(natf, role, done.stderr)
     assert open_one.request() == before
+    natf.configure(role)
     assert to_the_kernel(natf) == handed_over, "a connection the kernel has lost is handed over anew"
     assert "alice's page" in page(natf)
