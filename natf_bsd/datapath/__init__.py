@@ -67,7 +67,7 @@ class KernelPath(Protocol):
         """Reports of all flows as they are now; waits for them."""
 
     def forget(self) -> None:
-        """Take back everything, flows of earlier runs included."""
+        """Take back everything, flows of earlier runs included. OSError if some may be left."""
 
     def close(self) -> None:
         """What was handed over goes on."""

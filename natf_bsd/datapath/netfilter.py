@@ -12,6 +12,7 @@ kernel to do later is in the way of the next flow.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections import Counter
@@ -104,7 +105,7 @@ class NetfilterPath:
             self._dump.receive()  # of one that was given up
             return []
         began = monotonic()
-        reports: list[Report] = [self._carried(entry, self._began) for entry in self._received()]
+        reports: list[Report] = [self._carried(entry, self._began) for entry in self._ours(self._dump.receive())]
         if not self._dump.under_way:
             reports += self._end()
         self._spent += monotonic() - began
@@ -130,16 +131,11 @@ class NetfilterPath:
     def forget(self) -> None:
         self._known.clear()
         for _ in range(_LISTINGS):
-            self._dump.begin()
-            found = []
-            while self._dump.under_way:
-                self._dump.wait()
-                found += self._received()
-            for entry in found:
+            for entry in self._ours(self._dump.listed()):
                 self._conntrack.forget(flow_of_key(entry.key))
             if self._dump.whole:
                 return
-        self._counters["failed"] += 1
+        raise OSError(errno.EAGAIN, "conntrack could not be listed as a whole")
 
     def close(self) -> None:
         self._netlink.close()
@@ -153,9 +149,9 @@ class NetfilterPath:
         """
         return dict(self._counters)
 
-    def _received(self) -> list[conntrack.Tracked]:
+    def _ours(self, entries: list[conntrack.Tracked]) -> list[conntrack.Tracked]:
         length, prefix = len(self._prefix), self._prefix
-        return [entry for entry in self._dump.receive() if entry.key[4 : 4 + length] == prefix]
+        return [entry for entry in entries if entry.key[4 : 4 + length] == prefix]
 
     def _begin(self, now: float) -> None:
         self._began = now

@@ -103,7 +103,7 @@ class EnDaemon:
                 self._installed,
                 self._side,
                 self._loop,
-                alarm=self._node.refused_by_kernel,
+                alarm=lambda: self._core.counters["out.drop.kernel"],
                 moved=self._node.addresses_changed,
             )
             stack.callback(self._guard.close)
@@ -196,8 +196,12 @@ class EnDaemon:
 
     def _forget(self) -> None:
         """Flows that the kernel carries end with us, unless the next daemon takes them over, or they are another's."""
-        if self._installed is not None and not self._stays:
+        if self._installed is None or self._stays:
+            return
+        try:
             self._node.forget()
+        except OSError as error:
+            log.error("flows stay with the kernel (natf cleanup ends them): %s", error.strerror)
 
     def _stay(self) -> None:
         if self._installed is not None:

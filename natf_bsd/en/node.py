@@ -88,10 +88,6 @@ class EnNode:
         if self._kernel is not None:
             self._kernel.forget()
 
-    def refused_by_kernel(self) -> int:
-        """Flows the kernel did not take so far: somebody may have removed what it needs for that."""
-        return 0 if self._kernel is None else self._kernel.counters["refused"]
-
     def shutdown(self) -> None:
         """Let go of what is held."""
         self._perform(self.core.shutdown())

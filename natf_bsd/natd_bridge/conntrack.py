@@ -123,7 +123,6 @@ class Dump:
     def __init__(self, mark: int, mask: int) -> None:
         self._wanted = _GENERIC + _marked(mark, mask)
         self._sequence = 0
-        self._unread = False
         self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
         self._netlink.socket.setblocking(False)
         self._buffer = bytearray(_LARGEST_PIECE)
@@ -132,12 +131,11 @@ class Dump:
         """Whether the last one, once it is over, has seen all there was; the table may change meanwhile."""
 
     def begin(self) -> None:
-        if self._unread:
-            self._discard()
+        self._discard()
         self._sequence += 1
         request = netlink.message(_GET, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, self._sequence, self._wanted)
         self._netlink.socket.send(request)
-        self.under_way = self.whole = self._unread = True
+        self.under_way = self.whole = True
 
     def _discard(self) -> None:
         """What is left of one that was given up: the kernel begins no other before all of it has been read."""
@@ -163,12 +161,21 @@ class Dump:
             if flags & netlink.NLM_F_DUMP_INTR:
                 self.whole = False
             if kind == netlink.NLMSG_DONE or kind == netlink.NLMSG_ERROR:
-                self.under_way = self._unread = False
+                self.under_way = False
                 self.whole = self.whole and kind == netlink.NLMSG_DONE and not netlink.status_of(self._buffer, offset)
                 break
             if (entry := _tracked(self._buffer, offset + _FIRST_ATTRIBUTE, offset + size)) is not None:
                 found.append(entry)
             offset += netlink.align(size)
+        return found
+
+    def listed(self) -> list[Tracked]:
+        """Begin, and wait for all of it."""
+        self.begin()
+        found: list[Tracked] = []
+        while self.under_way:
+            self.wait()
+            found += self.receive()
         return found
 
     def wait(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -29,9 +28,6 @@ from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
 
 log = logging.getLogger(__name__)
-
-_NO_CONNTRACK = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT})
-"""What nfnetlink answers where the kernel has no conntrack to ask."""
 
 MARK_MASK = 0xFF000000
 """The byte of the packet mark that is ours; `mark` in the configuration is its value."""
@@ -60,15 +56,11 @@ class Linux:
 
 def _forget(config: EnConfig | None) -> None:
     """The flows that the kernel translates."""
-    try:
-        path = _kernel_path(config or EnConfig(home_domains=()))
-    except OSError:  # no netlink to netfilter: so nothing was ever told it
+    if conntrack.problem() is not None:  # so nothing was ever told it
         return
+    path = _kernel_path(config or EnConfig(home_domains=()))
     try:
         path.forget()
-    except OSError as error:
-        if error.errno not in _NO_CONNTRACK:
-            raise
     finally:
         path.close()
 

@@ -242,12 +242,15 @@ def test_what_is_left_of_a_look_that_was_given_up_is_not_taken_for_the_next_ones
         dump, conntrack = Dump(MARK, MASK), Conntrack()
     dump.begin()
     conntrack.forget(flow)
-    dump.begin()
-    found = []
-    while dump.under_way:
-        dump.wait()
-        found += dump.receive()
-    assert (found, dump.whole) == ([], True)
+    assert (dump.listed(), dump.whole) == ([], True)
+
+
+@spaces.isolated
+def test_what_may_be_left_because_the_table_was_never_listed_whole_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    monkeypatch.setattr(Dump, "listed", lambda dump: setattr(dump, "whole", False) or [])
+    with pytest.raises(OSError, match="could not be listed"):
+        host.path.forget()
 
 
 @spaces.isolated

@@ -20,12 +20,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.linux("netfilter")]
 
 MARKED = """
 from natf_bsd.natd_bridge.conntrack import Dump
-dump = Dump(0x4E000000, 0xFF000000)
-dump.begin()
-found = []
-while dump.under_way:
-    dump.wait()
-    found += dump.receive()
+found = Dump(0x4E000000, 0xFF000000).listed()
 print(len(found), sum(entry.key[4] == 240 for entry in found))
 """
 

@@ -38,16 +38,6 @@ def test_other_uses_of_reverse_are_refused_by_the_model(words: str) -> None:
 
 def test_missing_does_not_stand_for_a_table_of_another_type() -> None:
     model = host("table natf_vo create type addr")
+    create = "table natf_vo create type flow:src-ip,proto,src-port,dst-ip,dst-port valtype nat missing"
     with pytest.raises(NotModelledError):
-        model.ipfw(
-            [
-                "table",
-                "natf_vo",
-                "create",
-                "type",
-                "flow:src-ip,proto,src-port,dst-ip,dst-port",
-                "valtype",
-                "nat",
-                "missing",
-            ]
-        )
+        model.ipfw(create.split())

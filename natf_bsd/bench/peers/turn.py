@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from natf_bsd.bench.bed import EN, Bed
@@ -67,12 +68,11 @@ async def _allocated() -> Any:
     from aioice import stun as protocol
     from aioice import turn
 
+    allocate = partial(turn.create_turn_endpoint, _Echo, _SERVER, username=stun.USER, password=stun.PASSWORD)
     for _ in range(_TRIES - 1):
-        try:
-            return (await turn.create_turn_endpoint(_Echo, _SERVER, username=stun.USER, password=stun.PASSWORD))[0]
-        except protocol.TransactionError:
-            continue
-    return (await turn.create_turn_endpoint(_Echo, _SERVER, username=stun.USER, password=stun.PASSWORD))[0]
+        with suppress(protocol.TransactionError):
+            return (await allocate())[0]
+    return (await allocate())[0]
 
 
 async def _alice() -> None:
