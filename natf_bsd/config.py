@@ -67,7 +67,8 @@ class EnConfig:
     tun: str = "natf1"
     """Linux: the device through which inside hosts are served."""
     kernel_path: bool | None = None
-    """Whether the kernel translates the flows of this host's own programs; none: where it can."""
+    """Whether the kernel translates the flows of this host's own programs, on FreeBSD the busiest; none: where it
+    can."""
     mark: int = DEFAULT_MARK
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR

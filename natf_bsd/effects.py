@@ -18,7 +18,8 @@ class Send:
 @dataclass(frozen=True, slots=True)
 class HandOver:
     """Let the kernel translate `flow`, G1:s -> V1:d, to `mapped`, G2:m, from now on, and its answers back. It begins
-    with `packets`, which go on as they are. `not_handed_over` gets what the kernel does not take.
+    with `packets`, which go on as they are. `not_handed_over` gets what the kernel does not take. Without packets it
+    may take a while.
     """
 
     flow: Flow
@@ -28,9 +29,11 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Let the kernel translate `flow` no longer."""
+    """Let the kernel translate `flow` no longer. `at_once`: before anything else is done; otherwise it may take a
+    while. It may not have the flow."""
 
     flow: Flow
+    at_once: bool = True
 
 
 @dataclass(frozen=True, slots=True)

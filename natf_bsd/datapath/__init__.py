@@ -42,11 +42,17 @@ Report: TypeAlias = Carried | Gone
 class KernelPath(Protocol):
     """A kernel's way to translate flows. Open until `close()`."""
 
-    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
-        """From the next packet on, of those that come to the handle of the flow's way. False if the kernel refuses."""
+    @property
+    def room(self) -> int | None:
+        """How many flows it takes: the busiest, handed over when they are in use. None: all, each with its first
+        packet."""
 
-    def take_back(self, flow: Flow) -> None:
-        """Its packets come to that handle again."""
+    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+        """From the next packet on, of those that come to the handle of the flow's way; where there is little `room`,
+        from a later one on. False if it is refused; `Gone` is reported if that turns out later."""
+
+    def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
+        """Its packets come to that handle again; unless `at_once`, from a later one on."""
 
     def next_deadline(self) -> float:
         """When `tick` has something to do next, in monotonic seconds."""
@@ -54,8 +60,8 @@ class KernelPath(Protocol):
     def tick(self, now: float) -> None:
         """Begin what is due; reports follow."""
 
-    def fileno(self) -> int:
-        """A descriptor that polls readable while there are reports."""
+    def fileno(self) -> int | None:
+        """A descriptor that polls readable while there are reports; None: there may be some after each `tick`."""
 
     def receive(self) -> list[Report]:
         """Reports that are there; never blocks."""
@@ -66,11 +72,15 @@ class KernelPath(Protocol):
     def look(self) -> list[Report]:
         """Reports of all flows as they are now; waits for them."""
 
+    def take_over(self) -> list[Report]:
+        """Once it is sure that no other daemon serves here: of what an earlier run has left. What is not reported is
+        ended."""
+
     def forget(self) -> None:
         """Take back everything, flows of earlier runs included. OSError if some may be left."""
 
     def close(self) -> None:
-        """What was handed over goes on."""
+        """What was handed over goes on, unless its packets would be refused or lost without a daemon."""
 
     @property
     def counters(self) -> dict[str, int]:

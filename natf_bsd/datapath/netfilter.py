@@ -71,6 +71,10 @@ class NetfilterPath:
         self._known: dict[bytes, _Known] = {}
         self._began = self._due = self._spent = 0.0
 
+    @property
+    def room(self) -> None:
+        return None
+
     def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
         element = _element(flow, mapped)
         if not (self._change((_NEW_ELEMENT, element)) or self._replace(element)):
@@ -80,7 +84,7 @@ class NetfilterPath:
         self._counters["handed_over"] += 1
         return True
 
-    def take_back(self, flow: Flow) -> None:
+    def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
         self._known.pop(flow.key, None)
         self._counters["taken_back"] += 1
         try:
@@ -127,6 +131,9 @@ class NetfilterPath:
             self._dump.wait()
             reports += self.receive()
         return reports
+
+    def take_over(self) -> list[Report]:
+        return self.look()
 
     def forget(self) -> None:
         self._known.clear()

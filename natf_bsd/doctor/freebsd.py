@@ -12,11 +12,12 @@ from natf_bsd.ops.process import Run
 from natf_bsd.ops.resolvers import RESOLV_CONF
 
 _UNBOUND: Final = Path("/var/unbound/forward.conf")  # local-unbound-setup(8) writes it
-_LOADABLE: Final = (*kernel.MODULES, "pf")
+_LOADABLE: Final = (*kernel.MODULES, kernel.KERNEL_PATH_MODULE, "pf")
 
 TOPICS: Final[tuple[Topic, ...]] = (
     kernel.modules,
     kernel.kernel_settings,
+    kernel.kernel_path,
     interfaces.outer,
     interfaces.names,
     interfaces.way_out,
@@ -29,6 +30,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     lookups.local_unbound,
     leftovers.daemons,
     leftovers.rules,
+    leftovers.flows,
     leftovers.orphans,
     leftovers.ports,
     leftovers.divert_ports_unseen,

@@ -33,6 +33,9 @@ MODULES: Final = {
 }
 """What both roles need, and how it gets there."""
 
+KERNEL_PATH_MODULE: Final = "ipfw_nat"
+"""What the external node's kernel path needs besides."""
+
 _NO_RULE_CHANGES: Final = 3  # securelevel(7)
 
 
@@ -54,6 +57,23 @@ def modules(host: Host, facts: Facts) -> list[Finding]:
         else:
             where = f"on the jail's host: kldload {name}" if is_jail else remedy
             findings.append(Finding(Severity.ERROR, name, "not in the kernel", where))
+    return findings
+
+
+def kernel_path(host: Host, facts: Facts) -> list[Finding]:
+    """What keeps the kernel from translating the busiest flows of an external node. On a NAT box it never does."""
+    if host.en is None or host.en.kernel_path is False or host.router is not None:
+        return []
+    findings = []
+    answer = facts[f"module {KERNEL_PATH_MODULE}"]
+    if not (answer.known or answer.missing):
+        text = f"{KERNEL_PATH_MODULE} is not in the kernel: every packet goes through the daemon"
+        remedy = f"kldload {KERNEL_PATH_MODULE} (a jail: on its host), and restart natf en"
+        findings.append(Finding(Severity.NOTE, "kernel path", text, remedy))
+    if settings(facts).get("net.inet.ip.fw.one_pass", "1") != "1":
+        text = "net.inet.ip.fw.one_pass is not 1: every packet goes through the daemon"
+        remedy = "where nothing else needs it so: sysctl net.inet.ip.fw.one_pass=1, and restart natf en"
+        findings.append(Finding(Severity.NOTE, "kernel path", text, remedy))
     return findings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from natf_bsd.datapath import ipfw_reverse
 from natf_bsd.divert.host import holder_of
 from natf_bsd.doctor.facts import Facts, Host, Process, Role, processes, unseen
 from natf_bsd.doctor.finding import Finding, Severity
@@ -37,6 +38,20 @@ def rules(host: Host, facts: Facts) -> list[Finding]:
         return []  # `rules.places` has said it
     found = [_rules(role, ours) for role in host.roles]
     return [finding for finding in found if finding is not None]
+
+
+def flows(host: Host, facts: Facts) -> list[Finding]:
+    """FreeBSD: flows that a killed external node had given to the kernel, which nobody sees end."""
+    role = host.role("en")
+    answer = facts["nat instances"]
+    if role is None or not role.is_away or not answer.known:
+        return []
+    left = sum(ipfw_reverse.is_ours(line.strip()) for line in answer.text.splitlines())
+    if not left:
+        return []
+    text = f"{left} flows that a killed daemon had given to the kernel are there still (ipfw nat show config)"
+    remedy = "service natf_en start, or to remove them: natf cleanup en"
+    return [Finding(Severity.WARNING, "leftovers of natf en", text, remedy)]
 
 
 def orphans(host: Host, facts: Facts) -> list[Finding]:

@@ -16,6 +16,7 @@ from natf_bsd.counters import Counters
 from natf_bsd.datapath import Carried, Gone, Report
 from natf_bsd.effects import Drop, Effect, HandOver, Inject, Resumed, Save, Send, TakeBack
 from natf_bsd.en import saved
+from natf_bsd.en.busiest import Busiest
 from natf_bsd.en.counts import COUNTERS
 from natf_bsd.en.held import HeldPackets
 from natf_bsd.en.lookups import Lookups
@@ -33,6 +34,7 @@ DIRECT_LIFETIME = {Protocol.TCP: 86400, Protocol.UDP: 300}
 """Seconds of idleness after which a direct flow is forgotten: nothing but our own table limits it."""
 
 _SYN_ACK = wire.TCP_SYN | wire.TCP_ACK
+_EVENTFUL = wire.TCP_SYN | wire.TCP_FIN | wire.TCP_RST
 
 _HEARD = 16  # refusals kept for `natf status`: a screenful; routers choose how many come
 
@@ -84,6 +86,8 @@ class EnCore:
         self.refusals = Refusals()
         self.kernel_ways: tuple[object, ...] = ()
         """Handles whose flows the kernel translates once they have a mapping; the shell knows which."""
+        self.busiest: Busiest | None = None
+        """Where the kernel has room for some flows only: which. The shell knows how many."""
         self.heard: deque[str] = deque(maxlen=_HEARD)
         """The latest refusals in their routers' own words, the newest last."""
         self._unconfirmed: set[bytes] = set()
@@ -121,8 +125,8 @@ class EnCore:
             key in self._unconfirmed and entry.state is not TcpState.ESTABLISHED
         ):
             return self._begin_again(entry, packet, key, now)
+        effects = self._passes(entry, flags, now)
         entry.note_out(flags, now)
-        effects: list[Effect] = []
         if packet.handle in self.kernel_ways:  # the kernel has forgotten the flow, or it is a SYN sent again
             effects += self._hand_over(entry, [packet])
         else:
@@ -213,15 +217,16 @@ class EnCore:
             self.counters.add("negotiation.put_off")
             return []
         self._unconfirmed.discard(key)
+        effects = self._bring_back(entry, now)
         routers = entry.relation.routers
         if entry.mapped.address in routers:
             routers = (entry.mapped.address,)
         if entry.suspect or (entry.in_kernel and not looked_at):
             # The SYN that was sent again may be answered: then a new mapping would come when the connection is in use.
             self._negotiations.renew_soon(entry.flow, entry.relation.name, routers, now)
-            return []
-        in_use = entry.state is TcpState.ESTABLISHED
-        return self._negotiations.start(entry.flow, entry.relation.name, routers, now, renewal=True, established=in_use)
+            return effects
+        name, in_use = entry.relation.name, entry.state is TcpState.ESTABLISHED
+        return effects + self._negotiations.start(entry.flow, name, routers, now, renewal=True, established=in_use)
 
     def handle_control(self, source: Address, data: bytes, now: float) -> list[Effect]:
         """An ICMP message from `source`, from its type byte: the answer of a router, or to somebody's ping."""
@@ -305,16 +310,64 @@ class EnCore:
         return [HandOver(entry.flow, entry.mapped, tuple(packets))]
 
     def _take_back(self, entry: VatEntry) -> list[Effect]:
-        if not entry.in_kernel:
+        """Its mapping is not to be used any longer."""
+        if self.busiest is not None:
+            self.busiest.remove(entry)  # the kernel may have it still that was brought back a moment ago
+        elif not entry.in_kernel:
             return []
         entry.in_kernel = False
         return [TakeBack(entry.flow)]
 
-    def not_handed_over(self, flow: Flow, packets: Sequence[Packet]) -> list[Effect]:
+    def _passes(self, entry: VatEntry, flags: int, now: float) -> list[Effect]:
+        """One of its packets, either way, is translated here. The kernel leaves to us what begins or ends a TCP
+        connection; other packets of a flow it has were on their way when it got it.
+        """
+        if self.busiest is None:
+            return []
+        if not entry.in_kernel:
+            self.busiest.note(entry, now)
+            return []
+        return self._bring_back(entry, now) if flags & _EVENTFUL else []
+
+    def _bring_back(self, entry: VatEntry, now: float) -> list[Effect]:
+        """The flow goes on, and we need to see it."""
+        if self.busiest is None or not entry.in_kernel:
+            return []
+        self._stays(entry, now)
+        return [TakeBack(entry.flow, at_once=False)]
+
+    def _stays(self, entry: VatEntry, now: float) -> None:
+        entry.in_kernel = False
+        if self.busiest is not None:
+            self.busiest.back(entry, now)
+            entry.note_back()
+
+    def _choose(self, now: float) -> list[Effect]:
+        """Bring back what the kernel has had for its time, and hand over the busiest."""
+        if self.busiest is None:
+            return []
+        effects: list[Effect] = []
+        for entry in self.busiest.due(now):
+            effects += self._bring_back(entry, now)
+        for entry in self.busiest.chosen(now, self._may_be_handed_over):
+            entry.in_kernel = True
+            effects.append(HandOver(entry.flow, entry.mapped, ()))
+        return effects
+
+    def _may_be_handed_over(self, entry: VatEntry) -> bool:
+        key = entry.flow.key
+        return (
+            entry.state in (None, TcpState.ESTABLISHED)
+            and not entry.suspect
+            and key not in self._unconfirmed
+            and not self._negotiations.active(key)
+        )
+
+    def not_handed_over(self, flow: Flow, packets: Sequence[Packet], now: float) -> list[Effect]:
         """The kernel did not take `flow` nor the packets it was to begin with."""
         entry = self.vat.by_out(flow.key)
         if entry is not None:
-            entry.in_kernel = False
+            self._stays(entry, now)
         self.counters.add("out.sent.handed_over", -len(packets))
         return self._reject(packets, Reaction.UNREACHABLE, "out.drop.kernel")
 
@@ -323,7 +376,7 @@ class EnCore:
         entry = self.vat.by_out(report.key)
         if isinstance(report, Gone):
             if entry is not None:
-                entry.in_kernel = False
+                self._stays(entry, now)
             return []
         if entry is None or entry.mapped != report.mapped or not self._may_be_in_kernel(entry):
             return [TakeBack(wire.flow_of_key(report.key))]  # of an earlier run, or of an earlier mapping
@@ -398,10 +451,12 @@ class EnCore:
             return self._inbound_unknown(packet)
         if entry.suspect:
             self._negotiations.called_off(entry.flow.key)
-        entry.note_in(wire.tcp_flags(data), now)
+        flags = wire.tcp_flags(data)
+        effects = self._passes(entry, flags, now)
+        entry.note_in(flags, now)
         entry.in_rewrite.apply(data)
         self.counters.add("in.sent.translated")
-        effects: list[Effect] = [Send(packet)]
+        effects.append(Send(packet))
         if entry.state is None and entry.renew_due(now):
             effects += self._renew(entry, entry.flow.key, now)  # UDP may flow one way only
         return effects
@@ -424,7 +479,7 @@ class EnCore:
             quoted_destination=(entry.mapped, entry.flow.destination),
         )
         effects: list[Effect] = []
-        if not entry.in_kernel:
+        if not (entry.in_kernel and self.kernel_ways):
             translate.apply(data)
             effects.append(Send(packet))
         elif for_inside:
@@ -456,7 +511,7 @@ class EnCore:
         effects += [Save(saved.name_gone(relation)) for relation in self.names.expire(now)]
         effects += [Save(saved.router_gone(peer)) for peer in self.peers.expire(now)]
         self.refusals.expire(now)
-        return effects + self._settle_removed(now)
+        return [*effects, *self._settle_removed(now), *self._choose(now)]
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` has something to do next (monotonic seconds), None if never."""
@@ -467,6 +522,7 @@ class EnCore:
             self.lookups.next_deadline(),
             self.peers.next_deadline(),
             self.refusals.next_deadline(),
+            self.busiest.next_deadline() if self.busiest is not None else None,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 

@@ -96,8 +96,7 @@ class EnDaemon:
             self._side.keep(self._core.routers())
             plan = self._side.plan(self._side.interface)
             self._installed = stack.enter_context(Installed(plan, config.run_dir, platform.settings))
-            # Not before it is sure that no other daemon serves here: what the kernel has of an earlier run.
-            self._node.look()
+            self._node.take_over()
             self._node.addresses_changed()
             self._guard = Guard(
                 self._installed,

@@ -16,6 +16,7 @@ from functools import partial
 from natf_bsd.datapath import KernelPath, Report
 from natf_bsd.divert import Divert, held_by
 from natf_bsd.effects import Admit, Drop, Effect, HandOver, Inject, Resumed, Save, Send, SendControl, TakeBack
+from natf_bsd.en.busiest import Busiest
 from natf_bsd.en.core import EnCore
 from natf_bsd.ops.interfaces import is_local
 from natf_bsd.ops.loop import HasFileno, monotonic, precise
@@ -46,10 +47,12 @@ class EnNode:
         self._save = save
         self._now = now
         self._kernel = ports.own.kernel
-        if self._kernel is not None:
+        if self._kernel is not None and self._kernel.room is not None:
+            core.busiest = Busiest(self._kernel.room)
+        elif self._kernel is not None:
             core.kernel_ways = (ports.own.out,)
 
-    def readers(self) -> Iterator[tuple[HasFileno, Callable[[], None]]]:
+    def readers(self) -> Iterator[tuple[int | HasFileno, Callable[[], None]]]:
         """What to wait for, and what to call then."""
         for dns in self._ports.dns:
             yield dns, partial(self._read_dns, dns)
@@ -57,20 +60,22 @@ class EnNode:
             yield way.out, partial(self._read, way.out, self.core.handle_outbound)
             yield way.inward, partial(self._read, way.inward, self.core.handle_inbound)
         yield self._ports.control, self._read_control
-        if self._kernel is not None:
-            yield self._kernel, partial(self._read_kernel, self._kernel)
+        if self._kernel is not None and (descriptor := self._kernel.fileno()) is not None:
+            yield descriptor, partial(self._read_kernel, self._kernel)
 
     def tick(self, now: float) -> None:
         if self._kernel is not None:
             for flow in self.core.doubtful(now):
                 self._heed(self._kernel.look_at(flow))
             self._kernel.tick(now)
+            if self._kernel.fileno() is None:
+                self._read_kernel(self._kernel)
         self._perform(self.core.handle_timer(now), precise())
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next (monotonic seconds), None if never."""
         deadline = self.core.next_deadline()
-        if self._kernel is None or not len(self.core.vat):
+        if self._kernel is None or not (len(self.core.vat) or self._kernel.room):
             return deadline
         return min(self._kernel.next_deadline(), deadline or math.inf)
 
@@ -78,6 +83,11 @@ class EnNode:
         """Bring the tables up to date with what the kernel has carried."""
         if self._kernel is not None:
             self._heed(self._kernel.look())
+
+    def take_over(self) -> None:
+        """Once no other daemon can serve here: see to what the kernel has of an earlier run."""
+        if self._kernel is not None:
+            self._heed(self._kernel.take_over())
 
     def addresses_changed(self) -> None:
         """The outer interface has another address, or the flows may be those of an earlier run."""
@@ -144,7 +154,7 @@ class EnNode:
             elif isinstance(effect, HandOver):
                 self._hand_over(effect)
             elif isinstance(effect, TakeBack):
-                self._carrier().take_back(effect.flow)
+                self._carrier().take_back(effect.flow, at_once=effect.at_once)
             elif isinstance(effect, Drop):
                 held_by(effect.packet).drop(effect.packet)
             elif isinstance(effect, SendControl):
@@ -163,7 +173,7 @@ class EnNode:
     def _hand_over(self, effect: HandOver) -> None:
         kernel = self._carrier()
         if not kernel.hand_over(effect.flow, effect.mapped):
-            self._perform(self.core.not_handed_over(effect.flow, effect.packets))
+            self._perform(self.core.not_handed_over(effect.flow, effect.packets, self._now()))
             return
         for packet in effect.packets:
             held_by(packet).send(packet)

@@ -23,6 +23,9 @@ from natf_bsd.types import Address, format_address
 __all__ = [
     "EN_SET",
     "EN_SETTINGS",
+    "FLOWS_IN",
+    "FLOWS_OUT",
+    "FLOWS_TYPE",
     "LIST_RULES",
     "LIST_TABLES",
     "PEERS_TABLE",
@@ -56,6 +59,11 @@ __all__ = [
 ]
 
 PEERS_TABLE: Final = "natf_peers"
+FLOWS_OUT: Final = "natf_vo"
+"""Flows that the kernel translates, as their programs send, G1:s -> V1:d, with the number of each one's NAT."""
+FLOWS_IN: Final = "natf_vi"
+"""The same flows as their answers come, G2:m -> G1:s."""
+FLOWS_TYPE: Final = "flow:src-ip,proto,src-port,dst-ip,dst-port"
 LIST_RULES: Final = Command(("ipfw", "-S", "list"))
 """Its output is for `parse_rules`, and for `judge_listing` if it fails."""
 LIST_TABLES: Final = Command(("ipfw", "table", "all", "list"))
@@ -79,7 +87,8 @@ _REDIRECT: Final = Command(
 
 @dataclass(frozen=True, slots=True)
 class EnFirewall:
-    """What the external node's rules depend on. `prefix`: of the virtual addresses; queues are divert ports."""
+    """What the external node's rules depend on. `prefix`: of the virtual addresses; queues are divert ports.
+    `kernel_path`: the kernel translates what `datapath.ipfw_reverse` puts into the tables of flows."""
 
     interface: str
     prefix: str
@@ -89,6 +98,7 @@ class EnFirewall:
     in_queue: int
     control_queue: int
     places: EnPlaces
+    kernel_path: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ def en_rules(fw: EnFirewall, peers: Collection[Address]) -> list[Command]:
                 f"table {PEERS_TABLE} create type addr missing",
                 f"table {PEERS_TABLE} flush",
                 *_entries("add", peers),
+                *(_flow_tables() if fw.kernel_path else ()),
                 *_en_lines(fw),
                 f"set disable {STAND_IN_SET} enable {EN_SET}",
             ]
@@ -135,7 +146,8 @@ def en_rules(fw: EnFirewall, peers: Collection[Address]) -> list[Command]:
 
 
 def en_undo() -> list[Command]:
-    """Remove all that `en_rules` makes, whatever its configuration was and however far it came."""
+    """Remove all that `en_rules` makes, whatever its configuration was and however far it came; but for the tables of
+    flows, which may be another's: `ipfw_reverse.remove` looks first."""
     return [
         _ipfw("delete", "set", str(EN_SET)),
         _ipfw("delete", "set", str(STAND_IN_SET)),
@@ -210,9 +222,42 @@ def _en_lines(fw: EnFirewall) -> list[str]:
         (places.errors, f"divert {fw.in_queue} icmp from any {to_me} icmptypes 3,4,11,12"),
         (places.peers, f"divert {fw.in_queue} {{ tcp or udp }} from table({PEERS_TABLE}) {to_me}"),
     ]
+    if fw.kernel_path:  # rules of one number run in the order they were added
+        rules = [*_kernel_path_rules(fw), *rules]
     if places.pass_in is not None:
         rules.append((places.pass_in, f"allow ip from {fw.prefix} {to_me} diverted-loopback"))
     return [_add(number, body, EN_SET) for number, body in sorted(rules, key=lambda rule: rule[0])]
+
+
+def _kernel_path_rules(fw: EnFirewall) -> list[tuple[int, str]]:
+    """What begins or ends a connection passes them by, on to the daemon. The table must be what is looked up last: it
+    gives the number.
+    """
+    places, name = fw.places, fw.interface
+    ours = (("tcp", "tcpflags !syn,!fin,!rst "), ("udp", ""))
+    return [
+        # Ports are in first fragments only: the others would go to the daemon, which cannot put the rest together.
+        (places.reass, f"reass tcp from any to me in recv {name}"),
+        *(
+            (places.out, f"nat tablearg {kind} from me to {fw.prefix} out xmit {name} {flags}flow table({FLOWS_OUT})")
+            for kind, flags in ours
+        ),
+        *(
+            (places.peers, f"nat tablearg {kind} from any to me in recv {name} {flags}flow table({FLOWS_IN})")
+            for kind, flags in ours
+        ),
+    ]
+
+
+def _flow_tables() -> list[str]:
+    """Before the rules: one that names a table that is not there makes it, as another one. They are emptied, for what
+    is in them is an earlier daemon's, or comes again when its flow does.
+    """
+    return [
+        line
+        for table in (FLOWS_OUT, FLOWS_IN)
+        for line in (f"table {table} create type {FLOWS_TYPE} valtype nat missing", f"table {table} flush")
+    ]
 
 
 def _stand_in(fw: EnFirewall) -> str:
@@ -371,7 +416,8 @@ def en_look(fw: EnFirewall) -> tuple[str, ...]:
     """As `router_look`, for `en_rules`."""
     table = f"echo '# table'; ipfw table {PEERS_TABLE} list 2>/dev/null || true"
     settings = f"echo '# settings'; sysctl -n {' '.join(setting.name for setting in EN_SETTINGS)} 2>/dev/null"
-    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings)
+    kernel_path = ("echo '# one_pass'; sysctl -n net.inet.ip.fw.one_pass",) if fw.kernel_path else ()
+    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings, *kernel_path)
 
 
 def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:

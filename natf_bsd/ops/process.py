@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 TIME_LIMIT = 30.0
 """Seconds a process may take: three times as long as iptables waits for its lock."""
@@ -24,6 +27,85 @@ class Completed(NamedTuple):
 
 Run: TypeAlias = Callable[[tuple[str, ...], str | None], Completed]
 """Runs argv with a text on standard input and waits for it."""
+
+
+class Process(Protocol):
+    """One that runs while the loop goes on."""
+
+    def ended(self) -> Completed | None:
+        """None while it runs."""
+
+    def wait(self) -> Completed:
+        """As `Run`: it is ended after `TIME_LIMIT`."""
+
+    def kill(self) -> None: ...
+
+
+Start: TypeAlias = Callable[[tuple[str, ...], str | None], Process]
+"""As `Run`, and does not wait."""
+
+
+def start_process(argv: tuple[str, ...], stdin: str | None) -> Process:
+    """The real `Start`. Its input is a file, for a pipe might be full; its output is for a few lines."""
+    try:
+        with tempfile.TemporaryFile() as text:
+            text.write((stdin or "").encode())
+            text.seek(0)
+            return _Child(
+                subprocess.Popen(
+                    argv,
+                    stdin=text,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    encoding="utf-8",
+                    errors="replace",
+                    env=os.environ | {"LC_ALL": "C"},
+                    start_new_session=True,
+                )
+            )
+    except FileNotFoundError as error:
+        return _NoChild(Completed(127, "", f"{error.filename}: not found"))
+    except OSError as error:
+        return _NoChild(Completed(126, "", f"{argv[0]}: {error.strerror}"))
+
+
+class _Child:
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+
+    def ended(self) -> Completed | None:
+        return None if self._child.poll() is None else self._completed()
+
+    def wait(self) -> Completed:
+        try:
+            return self._completed(TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._child.communicate()
+            return Completed(TIMED_OUT, "", f"did not end within {TIME_LIMIT:g} s")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+    def _completed(self, timeout: float | None = None) -> Completed:
+        stdout, stderr = self._child.communicate(timeout=timeout)
+        return Completed(self._child.returncode, stdout, stderr)
+
+
+class _NoChild:
+    def __init__(self, done: Completed) -> None:
+        self._done = done
+
+    def ended(self) -> Completed:
+        return self._done
+
+    def wait(self) -> Completed:
+        return self._done
+
+    def kill(self) -> None:
+        return
 
 
 def run_process(argv: tuple[str, ...], stdin: str | None) -> Completed:

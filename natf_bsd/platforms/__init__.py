@@ -60,7 +60,7 @@ class Way:
     inward: Divert
     injector: Injector
     kernel: KernelPath | None = None
-    """Where the kernel translates its flows once they are handed over."""
+    """Where the kernel translates flows once they are handed over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 
 from natf_bsd.config import Config, EnConfig, RouterConfig
+from natf_bsd.datapath import ipfw_reverse
+from natf_bsd.datapath.ipfw_reverse import IpfwReversePath
 from natf_bsd.divert import Divert
 from natf_bsd.divert.divert4 import DivertBackend, DivertWriter
 from natf_bsd.divert.host import Host
@@ -23,7 +26,7 @@ from natf_bsd.natd_bridge.clock import KeepAlive, needs_keep_alive
 from natf_bsd.natd_bridge.natd import NatdBridge
 from natf_bsd.ops.interfaces import Interface, outer_on_freebsd, route_to
 from natf_bsd.ops.loop import monotonic, precise
-from natf_bsd.ops.process import Run, run_process
+from natf_bsd.ops.process import Run, Start, run_process, start_process
 from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, format_address, parse_address
 
@@ -34,7 +37,7 @@ _PRIVATE = parse_address("10.255.255.254")
 
 
 class FreeBsd:
-    """See `Platform`. `calls`, `host`, `run` and the clock `now` are for a model kernel."""
+    """See `Platform`. `calls`, `host`, `run`, `start` and the clock `now` are for a model kernel."""
 
     def __init__(
         self,
@@ -42,10 +45,12 @@ class FreeBsd:
         calls: SystemCalls | None = None,
         host: Host | None = None,
         run: Run = run_process,
+        start: Start = start_process,
         now: Callable[[], float] = monotonic,
     ) -> None:
         self.settings = SysctlProgram(run)
         self.run = run
+        self.start = start
         self.now = now
         self._calls = calls
         self._host = host or Host()
@@ -57,8 +62,9 @@ class FreeBsd:
         return FreeBsdRouter(self, config, outer_on_freebsd(config.interface, self.run))
 
     def remains(self, role: str, config: Config) -> Remains:
-        undo = ipfw.en_undo() if role == "en" else ipfw.router_undo()
-        return Remains(undo, ipfw.not_in_use(role))
+        if role == "en":
+            return Remains(ipfw.en_undo(), ipfw.not_in_use(role), partial(ipfw_reverse.remove, self.run))
+        return Remains(ipfw.router_undo(), ipfw.not_in_use(role))
 
     def en_places(self, config: EnConfig, interface: Interface) -> EnPlaces:
         """Where our rules go among those that are there now."""
@@ -101,6 +107,7 @@ class FreeBsdEn:
         self._system = system
         self._config = config
         self._places = system.en_places(config, interface)
+        self._kernel_path = config.kernel_path is not False and self._has_kernel_path()
         self._admitted: set[Address] = set()
         self._planned = False
 
@@ -126,7 +133,26 @@ class FreeBsdEn:
         # Answers to inside hosts need the NAT as errors do.
         injector = errors if places.gateway else ProgramPackets(errors, outward)
         control = DivertedControl(replies, requests, self._address)
-        return EnPorts((answers, queries), Way(out, inward, injector), outward, control)
+        kernel = self._open_kernel_path(stack) if self._kernel_path else None
+        return EnPorts((answers, queries), Way(out, inward, injector, kernel), outward, control)
+
+    def _has_kernel_path(self) -> bool:
+        """NatfError if there must be one and can't."""
+        # Behind a NAT what programs here send and what inside hosts do come by the same rules.
+        problem = (
+            "this host serves inside hosts too" if self._places.gateway else ipfw_reverse.obstacle(self._system.run)
+        )
+        if problem is None:
+            return True
+        if self._config.kernel_path:
+            raise NatfError(f"kernel_path = true in [en]: {problem}")
+        log.warning("every packet is translated by this program, not by the kernel: %s", problem)
+        return False
+
+    def _open_kernel_path(self, stack: ExitStack) -> IpfwReversePath:
+        path = IpfwReversePath(self._system.run, self._system.start, self._system.now)
+        stack.callback(path.close)
+        return path
 
     def plan(self, interface: Interface) -> Plan:
         config = self._config
@@ -144,6 +170,7 @@ class FreeBsdEn:
             in_queue=config.in_queue,
             control_queue=config.control_queue,
             places=places,
+            kernel_path=self._kernel_path,
         )
         return Plan(
             "en",
@@ -169,8 +196,10 @@ class FreeBsdEn:
 
     def looked(self, found: Listing, now: float) -> None:
         """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours.
-        RestartNeeded: see `_refuse_pf`."""
+        RestartNeeded: see `_refuse_pf`; or what the kernel translates is no longer let go as it is then."""
         _refuse_pf(found)
+        if self._kernel_path and found.get("one_pass", ("1",)) != ("1",):
+            raise RestartNeeded("net.inet.ip.fw.one_pass is no longer 1: the kernel cannot translate flows of ours")
         there = {line.split()[0].partition("/")[0] for line in found.get("table", ())}
         if missing := {router for router in self._admitted if format_address(router) not in there}:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)

@@ -147,6 +147,10 @@ class VatEntry:
         elif fins:
             self._fin(_FIN_OUT if fins == 1 else _FIN_OUT | _FIN_IN)
 
+    def note_back(self) -> None:
+        """The kernel has it no longer, and nobody knows what it carried last."""
+        self.unanswered = 0
+
     def renew_due(self, now: float) -> bool:
         """Whether the flow should be negotiated again, asked when one of its packets passed (DESIGN.md section 4)."""
         if self.direct or now < self.renew_not_before or self.state in (TcpState.CLOSING, TcpState.CLOSED):
@@ -156,9 +160,13 @@ class VatEntry:
     def _silent(self, now: float) -> bool:
         return self.unanswered >= SILENCE_PACKETS and now - self.unanswered_since >= SILENCE_SECONDS
 
+    @property
+    def renewal_at(self) -> float:
+        """When the mapping of a datagram flow in use is to be renewed, with the next packet."""
+        return self.mapped_at + min(UDP_RENEWAL, self.lifetime / 2)
+
     def _udp_due(self, now: float) -> bool:
-        age = now - self.mapped_at
-        return self.state is None and self.last_use > self.mapped_at and age >= min(UDP_RENEWAL, self.lifetime / 2)
+        return self.state is None and self.last_use > self.mapped_at and now >= self.renewal_at
 
     def _map(self, mapped: Endpoint, lifetime: float, now: float) -> None:
         self.mapped = mapped

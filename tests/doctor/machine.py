@@ -71,6 +71,7 @@ class Machine:
             SYSCTL: printed(sysctl_text()),
             "kldstat -q -m ipfw": recorded("kldstat -q -m ipfw"),
             "kldstat -q -m ipdivert": recorded("kldstat -q -m ipdivert"),
+            "kldstat -q -m ipfw_nat": printed(""),
             "kldstat -q -m pf": recorded("kldstat -q -m pf"),
             RULES: printed(f"00050 set 0 {NATD}\n{OPEN}"),
             "ipfw table all list": printed(""),

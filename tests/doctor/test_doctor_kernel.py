@@ -134,3 +134,20 @@ def test_a_release_whose_nat_needs_its_clock_kept_going_is_noted(machine, releas
     (found,) = kernel.clock(router(), machine.facts(router()))
     assert found.severity is severity
     assert kernel.clock(external_node(), machine.facts(external_node())) == []
+
+
+def test_what_keeps_the_kernel_from_translating_is_a_note(machine):
+    def said(host):
+        return [found.found for found in kernel.kernel_path(host, machine.facts(host))]
+
+    host = external_node()
+    machine.set("net.inet.ip.fw.one_pass", "1")
+    assert said(host) == []
+    machine.commands["kldstat -q -m ipfw_nat"] = Completed(1, "", "")
+    machine.set("net.inet.ip.fw.one_pass", "0")
+    assert [text.partition(":")[0] for text in said(host)] == [
+        "ipfw_nat is not in the kernel",
+        "net.inet.ip.fw.one_pass is not 1",
+    ]
+    assert said(replace(host, en=replace(host.en, kernel_path=False))) == []
+    assert said(router()) == []

@@ -136,3 +136,18 @@ def test_programs_that_do_not_answer_are_said(machine):
     del machine.commands[SOCKSTAT]
     (found,) = leftovers.divert_ports_unseen(router(), machine.facts(router()))
     assert found == Finding(Severity.WARNING, "divert ports", "not seen: sockstat -P divert: sockstat: not found")
+
+
+FLOW = "ipfw nat 7803 config ip 240.0.1.1 reverse redirect_port tcp 203.0.113.1:80 240.0.1.1:80 203.0.113.10:40000\n"
+
+
+def test_flows_that_a_killed_daemon_gave_to_the_kernel_are_a_warning(machine):
+    machine.commands["ipfw nat show config"] = printed(f"ipfw nat 123 config if epair0b same_ports\n{FLOW}")
+    (found,) = leftovers.flows(external_node(), machine.facts(external_node()))
+    assert (found.severity, found.title) == (Severity.WARNING, "leftovers of natf en")
+    assert found.found.startswith("1 flows ")
+    assert found.remedy.endswith("natf cleanup en")
+    for host in (external_node(77), router()):
+        assert leftovers.flows(host, machine.facts(host)) == []
+    machine.commands["ipfw nat show config"] = printed(FLOW.replace("7803", "1001"))
+    assert leftovers.flows(external_node(), machine.facts(external_node())) == []

@@ -126,7 +126,7 @@ def test_a_flow_the_kernel_does_not_take_is_refused_and_its_program_told(bench: 
     bench.out(bench.udp(alice))
     bench.map()
     (handed,) = bench.handed_over
-    bench.perform(bench.core.not_handed_over(handed.flow, handed.packets))
+    bench.perform(bench.core.not_handed_over(handed.flow, handed.packets, bench.now))
     assert bench.dropped == list(handed.packets)
     assert bench.count("out.drop.kernel") == 1
     assert len(bench.told) == 1

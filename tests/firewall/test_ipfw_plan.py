@@ -112,6 +112,31 @@ def test_the_external_node_is_one_batch() -> None:
     assert ipfw.en_rules(HOST, PEERS) == batch(HOST_BATCH)
 
 
+def test_with_a_kernel_path_its_tables_come_first_and_its_rules_are_the_first_of_their_numbers() -> None:
+    (command,) = ipfw.en_rules(replace(HOST, kernel_path=True), PEERS)
+    lines = (command.stdin or "").splitlines()
+    flows = "create type flow:src-ip,proto,src-port,dst-ip,dst-port valtype nat missing"
+    flags = "tcpflags !syn,!fin,!rst"
+    new = [
+        f"table natf_vo {flows}",
+        "table natf_vo flush",
+        f"table natf_vi {flows}",
+        "table natf_vi flush",
+        "add 29 set 5 reass tcp from any to me in recv em0 // natf",
+        f"add 35 set 5 nat tablearg tcp from me to 240.0.0.0/8 out xmit em0 {flags} flow table(natf_vo) // natf",
+        "add 35 set 5 nat tablearg udp from me to 240.0.0.0/8 out xmit em0 flow table(natf_vo) // natf",
+        f"add 38 set 5 nat tablearg tcp from any to me in recv em0 {flags} flow table(natf_vi) // natf",
+        "add 38 set 5 nat tablearg udp from any to me in recv em0 flow table(natf_vi) // natf",
+    ]
+    assert [line for line in lines if line in new] == new
+    assert [line for line in lines if line not in new] == HOST_BATCH.splitlines()
+    at = {line: number for number, line in enumerate(lines)}
+    for number in ("29", "35", "38"):
+        mine = [at[line] for line in new if line.startswith(f"add {number} ")]
+        others = [at[line] for line in HOST_BATCH.splitlines() if line.startswith(f"add {number} set 5 ")]
+        assert max(mine) < min(others)
+
+
 def test_the_external_node_on_the_nat_box_is_one_batch_around_natd() -> None:
     assert ipfw.en_rules(GATEWAY, []) == batch(GATEWAY_BATCH)
 
@@ -409,6 +434,9 @@ def test_a_look_at_the_external_node_shows_both_sets_and_which_is_disabled(freeb
         "pf": (),
         "address": tuple(line.strip() for line in IFCONFIG.splitlines()),
     }
+    kernel_path = guard.read(run(ipfw.en_look(replace(HOST, kernel_path=True)), freebsd)[1])
+    assert "one_pass" in kernel_path
+    assert "one_pass" not in guard.read(output)
     gateway = guard.read(run(ipfw.en_look(GATEWAY), freebsd)[1])
     assert (gateway["natd"], gateway["table"]) == (("711",), ("198.51.100.1/32 0",))
 

@@ -7,15 +7,19 @@ from collections.abc import Callable
 
 import pytest
 
+from natf_bsd.datapath.ipfw_reverse import IpfwReversePath
 from natf_bsd.divert import sockaddr
 from natf_bsd.divert.divert4 import DivertBackend
 from natf_bsd.divert.own import OwnPackets
 from natf_bsd.dns import carrier
+from natf_bsd.effects import Send
+from natf_bsd.en.core import EnCore
 from natf_bsd.errors import NatfError
 from natf_bsd.firewall import ipfw
 from natf_bsd.firewall.ipfw_places import EnPlaces, RouterPlaces
 from natf_bsd.types import Direction, Packet
 from natf_bsd.wire.packet import QuotedRewrite, Rewrite
+from tests.platforms import test_freebsd_kernel_path as kernel_path
 from tests.platforms import test_freebsd_stories as stories
 
 Patch = pytest.MonkeyPatch
@@ -117,6 +121,40 @@ def captured_pseudo_packets_are_let_go(patch: Patch) -> None:
     patch.setattr(DivertBackend, "drop", drop)
 
 
+def kernel_rules(patch: Patch, change: Callable[[list[tuple[int, str]]], list[tuple[int, str]]]) -> None:
+    right = ipfw._kernel_path_rules
+    patch.setattr(ipfw, "_kernel_path_rules", lambda fw: change(right(fw)))
+
+
+def the_kernel_translates_the_end_of_a_connection(patch: Patch) -> None:
+    kernel_rules(patch, lambda rules: [(at, body.replace("tcpflags !syn,!fin,!rst ", "")) for at, body in rules])
+
+
+def the_kernel_sees_first_fragments_only(patch: Patch) -> None:
+    kernel_rules(patch, lambda rules: [rule for rule in rules if not rule[1].startswith("reass")])
+
+
+def the_kernel_translates_one_way_only(patch: Patch) -> None:
+    kernel_rules(patch, lambda rules: [rule for rule in rules if "natf_vi" not in rule[1]])
+
+
+def the_kernel_comes_after_the_daemon(patch: Patch) -> None:
+    right = ipfw._en_lines
+    patch.setattr(ipfw, "_en_lines", lambda fw: sorted(right(fw), key=lambda line: (line.split()[1], "natf_v" in line)))
+
+
+def the_kernel_has_a_flow_for_an_hour(patch: Patch) -> None:
+    patch.setattr("natf_bsd.en.busiest._until", lambda entry, now: now + 3600)
+
+
+def take_backs_wait_for_the_next_batch(patch: Patch) -> None:
+    patch.setattr(IpfwReversePath, "_settle", lambda self: None)
+
+
+def errors_of_flows_in_the_kernel_are_left_to_it(patch: Patch) -> None:
+    patch.setattr(EnCore, "_inbound_error", lambda self, packet, now: [Send(packet)])
+
+
 def on_figure_1(test: Callable[[stories.Figure1], None]) -> Story:
     def run() -> None:
         test(stories.Figure1().start())
@@ -132,6 +170,12 @@ CLOSED = on_figure_1(stories.test_a_closed_port_of_an_inside_host_is_told_with_i
 PING = on_figure_1(stories.test_an_ordinary_ping_is_answered_by_the_kernel)
 AWAY = on_figure_1(stories.test_while_the_daemon_is_away_virtual_addresses_are_refused_and_nothing_leaves)
 HOMES = stories.test_private_to_private_with_equal_networks
+BUSY = on_figure_1(kernel_path.test_a_connection_from_its_first_packet_to_its_end)
+LONG = on_figure_1(kernel_path.test_a_flow_in_use_for_long_is_with_the_kernel_most_of_the_time)
+RENEWED = on_figure_1(kernel_path.test_datagrams_are_renewed_in_time)
+CHANGED = on_figure_1(kernel_path.test_a_changed_mapping_is_never_used_with_the_old_one_in_the_kernel)
+FRAGMENTS = on_figure_1(kernel_path.test_a_segment_in_fragments_is_put_together_for_the_kernel)
+ERROR = on_figure_1(kernel_path.test_an_error_about_a_flow_of_the_kernel_is_translated_here)
 REFUSED_INSIDE = stories.test_an_inside_host_is_refused_at_once_too
 
 FAULTS: list[tuple[Callable[[Patch], None], Story]] = [
@@ -153,6 +197,15 @@ FAULTS: list[tuple[Callable[[Patch], None], Story]] = [
     # Set number.
     (external_node_in_the_set_of_the_stand_in, AWAY),
     (router_in_the_set_of_the_external_node, HOMES),
+    # The kernel path.
+    (the_kernel_translates_the_end_of_a_connection, BUSY),
+    (the_kernel_translates_one_way_only, BUSY),
+    (the_kernel_comes_after_the_daemon, BUSY),
+    (the_kernel_sees_first_fragments_only, FRAGMENTS),
+    (the_kernel_has_a_flow_for_an_hour, LONG),
+    (the_kernel_has_a_flow_for_an_hour, RENEWED),
+    (take_backs_wait_for_the_next_batch, CHANGED),
+    (errors_of_flows_in_the_kernel_are_left_to_it, ERROR),
     # And what else holds the mechanism together.
     (nobody_admits_a_router, DATAGRAMS),
     (foreign_replies_are_kept, PING),

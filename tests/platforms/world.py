@@ -30,6 +30,22 @@ _ANYWHERE = (0, 0)
 _ROUNDS = 200  # more than any story here needs: a message that goes round for ever
 
 
+class Delayed:
+    """A process on the model."""
+
+    def __init__(self, run: Callable[[], Completed]) -> None:
+        self._run = run
+
+    def ended(self) -> Completed:
+        return self._run()
+
+    def wait(self) -> Completed:
+        return self._run()
+
+    def kill(self) -> None:
+        return
+
+
 class Programs:
     """The commands of a FreeBSD host that the product runs, answered by the model. `sysctls` are its settings."""
 
@@ -44,6 +60,15 @@ class Programs:
             "net.inet.tcp.tso": "1",
         }
         self.ran: list[tuple[str, ...]] = []
+        self.modules = {"ipfw_nat"}
+        self.batches: list[str] = []
+        self.spoil: Callable[[str], str] = lambda batch: batch
+        """Makes a batch that is run in the background another one."""
+
+    def start(self, argv: tuple[str, ...], stdin: str | None) -> Delayed:
+        """It does what it does when it is next looked at."""
+        self.batches.append(stdin or "")
+        return Delayed(lambda: self.run(argv, self.spoil(stdin or "")))
 
     def run(self, argv: tuple[str, ...], stdin: str | None) -> Completed:
         self.ran.append(argv)
@@ -57,6 +82,8 @@ class Programs:
                 name, _, value = setting.partition("=")
                 self._set(name, value)
                 return Completed(0, f"{name}: {value}\n", "")
+            case ("kldstat", "-q", "-m", name):
+                return Completed(int(name not in self.modules), "", "")
             case ("ifconfig", name):
                 return self._ifconfig(name)
             case ("route", "-n", "get", "default"):
@@ -121,10 +148,12 @@ class Box:
         return got
 
     def undo(self, role: str) -> None:
+        assert runner.undo(self.plans[role].undo, self.programs.run) == []
+        if role == "en" and self.en is not None:
+            self.en.forget()
         self.stack.close()
         self.readers.clear()
         self.ticks.clear()
-        assert runner.undo(self.plans[role].undo, self.programs.run) == []
 
 
 class World:
@@ -179,8 +208,9 @@ class World:
         core = EnCore(config, inbound_exact=side.inbound_exact, heeds_unreachable=side.heeds_unreachable)
         box.en = node = EnNode(core, side, side.open(box.stack), box.saved.append, now=lambda: self.now)
         self._run(box, node)
-        box.ticks.append((core.next_deadline, node.tick))
+        box.ticks.append((node.next_deadline, node.tick))
         self._set_up(box, side.plan(side.interface))
+        node.take_over()
 
     def start_router(self, box: Box, config: RouterConfig, act: str) -> None:
         box.router_side = side = self._system(box).router(config)
@@ -233,7 +263,8 @@ class World:
 
     def _system(self, box: Box) -> FreeBsd:
         host = DivertHost(mtu_to=lambda _: 1500, interfaces=lambda: list(box.host.interfaces), sockstat=lambda: "")
-        return FreeBsd(calls=box.host.sockets, host=host, run=box.programs.run, now=lambda: self.now)
+        run, start = box.programs.run, box.programs.start
+        return FreeBsd(calls=box.host.sockets, host=host, run=run, start=start, now=lambda: self.now)
 
     def _sent(self, box: Box, segment: str, data: bytes) -> None:
         self._queue.append((segment, box, data))

@@ -26,7 +26,7 @@ LAYERS = (
     "divert ops",
     "natd_bridge",
     "firewall",
-    "datapath.netfilter",
+    "datapath.netfilter datapath.ipfw_reverse",
     "ddns",
     "platforms",
     "doctor",

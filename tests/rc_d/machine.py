@@ -51,7 +51,7 @@ class Machine:
         self.tell(
             release=release,
             delay="0.2",
-            modules="ipfw\nipdivert\n",
+            modules="ipfw\nipdivert\nipfw_nat\n",
             calls="",
             processes="",
             run_dir=str(self.run_dir),

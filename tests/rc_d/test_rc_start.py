@@ -160,7 +160,15 @@ def test_ipfw_is_not_loaded_where_that_would_cut_the_machine_off(machine: Machin
 def test_ipfw_is_loaded_where_it_accepts_by_default(machine: Machine) -> None:
     machine.tell(modules="", **{DENIES: "1\n"})
     machine.start("en")
-    assert machine.calls("kldload") == ["kldload ipfw", "kldload ipdivert"]
+    assert machine.calls("kldload") == ["kldload ipfw", "kldload ipdivert", "kldload ipfw_nat"]
+
+
+@pytest.mark.parametrize(("jailed", "tried"), [("0\n", ["kldload ipfw_nat"]), ("1\n", [])])
+def test_what_only_makes_it_faster_is_no_reason_not_to_start(machine: Machine, jailed: str, tried: list[str]) -> None:
+    machine.tell(modules="ipfw\nipdivert\n", absent="ipfw_nat\n", **{"security.jail.jailed": jailed})
+    machine.start("en")
+    machine.start("router")
+    assert machine.calls("kldload") == tried
 
 
 @pytest.mark.parametrize(("loaded", "missing"), [("", "ipfw"), ("ipfw\n", "ipdivert")])
