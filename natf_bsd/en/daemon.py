@@ -96,7 +96,7 @@ class EnDaemon:
             self._side.keep(self._core.routers())
             plan = self._side.plan(self._side.interface)
             self._installed = stack.enter_context(Installed(plan, config.run_dir, platform.settings))
-            self._node.take_over()
+            self._take_over()
             self._node.addresses_changed()
             self._guard = Guard(
                 self._installed,
@@ -193,14 +193,20 @@ class EnDaemon:
         self._guard.tick(now)
         self._node.tick(now)
 
+    def _take_over(self) -> None:
+        try:
+            self._node.take_over()
+        except OSError as error:
+            log.warning("connections of an earlier run may be in the way of new ones: %s", error.strerror)
+
     def _forget(self) -> None:
-        """Flows that the kernel carries end with us, unless the next daemon takes them over, or they are another's."""
+        """What the kernel has of flows ends with us, unless the next daemon takes it over, or it is another's."""
         if self._installed is None or self._stays:
             return
         try:
             self._node.forget()
         except OSError as error:
-            log.error("flows stay with the kernel (natf cleanup ends them): %s", error.strerror)
+            log.error("flows stay in the kernel (natf cleanup ends what it translates): %s", error.strerror)
 
     def _stay(self) -> None:
         if self._installed is not None:

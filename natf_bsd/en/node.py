@@ -85,18 +85,22 @@ class EnNode:
             self._heed(self._kernel.look())
 
     def take_over(self) -> None:
-        """Once no other daemon can serve here: see to what the kernel has of an earlier run."""
+        """Once no other daemon can serve here: see to what the kernel has of an earlier run. OSError if something of
+        that may be in the way of new flows."""
         if self._kernel is not None:
             self._heed(self._kernel.take_over())
+            self._side.forget_rewritten(self.core.routers())
 
     def addresses_changed(self) -> None:
         """The outer interface has another address, or the flows may be those of an earlier run."""
         self._perform(self.core.addresses_changed(is_local, self._now()))
 
     def forget(self) -> None:
-        """Let the kernel translate nothing any longer."""
+        """Let the kernel translate nothing any longer, and keep nothing of what was rewritten here. OSError if it does
+        not."""
         if self._kernel is not None:
             self._kernel.forget()
+        self._side.forget_rewritten(self.core.routers())
 
     def shutdown(self) -> None:
         """Let go of what is held."""

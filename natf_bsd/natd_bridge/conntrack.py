@@ -8,10 +8,12 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from natf_bsd.divert import netlink
-from natf_bsd.types import Endpoint, Flow
+from natf_bsd.types import Address, Endpoint, Flow
+from natf_bsd.wire.packet import flow_of_key
 
 _SUBSYSTEM: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET: Final = _SUBSYSTEM | 1
@@ -188,6 +190,26 @@ class Dump:
 
     def close(self) -> None:
         self._netlink.close()
+
+
+def forget_untranslated(mark: int, mask: int, destinations: Collection[Address]) -> None:
+    """Delete the entries with the connection mark `mark` within `mask` to one of these addresses that no NAT has
+    changed. OSError if some may be left."""
+    dump = Dump(mark, mask)
+    try:
+        flows = [(flow_of_key(entry.key), entry.mapped) for entry in dump.listed()]
+        whole = dump.whole
+    finally:
+        dump.close()
+    conntrack = Conntrack()
+    try:
+        for flow, mapped in flows:
+            if flow.destination == mapped and mapped.address in destinations:
+                conntrack.forget(flow)
+    finally:
+        conntrack.close()
+    if not whole:
+        raise OSError(errno.EAGAIN, "conntrack could not be listed as a whole")
 
 
 def _tracked(data: bytes | bytearray, offset: int, end: int) -> Tracked | None:

@@ -112,6 +112,10 @@ class EnSide(Protocol):
     def keep(self, routers: Collection[Address]) -> None:
         """As `admit`, and no others any more."""
 
+    def forget_rewritten(self, routers: Collection[Address]) -> None:
+        """Let the kernel forget flows with these routers that the daemon has rewritten itself: they would be in the way
+        of those that the kernel translates. OSError if some may be left."""
+
     def looked(self, found: Listing, now: float) -> None:
         """What `Plan.look` has found in force."""
 

@@ -194,6 +194,9 @@ class FreeBsdEn:
         self._admitted = wanted
         self._change(new, old)
 
+    def forget_rewritten(self, routers: Collection[Address]) -> None:
+        return
+
     def looked(self, found: Listing, now: float) -> None:
         """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours.
         RestartNeeded: see `_refuse_pf`; or what the kernel translates is no longer let go as it is then."""

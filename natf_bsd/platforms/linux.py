@@ -183,6 +183,14 @@ class LinuxEn:
     def keep(self, routers: Collection[Address]) -> None:
         return
 
+    def forget_rewritten(self, routers: Collection[Address]) -> None:
+        """Conntrack has seen these flows as G1:s -> G2:m. While it remembers one, for two minutes after a connection's
+        end, its NAT gives a flow to V1 that is to become the same another source port, of which the router knows
+        nothing.
+        """
+        if conntrack.problem() is None:  # else nothing can be translated by the kernel either
+            conntrack.forget_untranslated(self._config.mark, MARK_MASK, routers)
+
     def looked(self, found: Listing, now: float) -> None:
         return
 

@@ -80,6 +80,25 @@ def test_without_the_kernel_it_does(natf: Figure1Lab) -> None:
     natf.write_files()
 
 
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_flow_may_have_the_port_of_one_that_an_earlier_daemon_rewrote(natf: Figure1Lab, end: str) -> None:
+    """Conntrack remembers the earlier one, and would give the new one a port that its router does not know."""
+    assert natf.en is not None
+    assert natf.en.stop() == 0
+    rewrites = natf.start_en(kernel_path=False)
+    assert tcp(natf, 41005, "close") == "done"
+    if end == "killed":
+        kill(rewrites)
+    else:
+        assert rewrites.stop() == 0
+    natf.write_files()
+    natf.start_en()
+    assert tcp(natf, 41005, "close") == "done"
+    row = flow(natf, 41005)
+    assert row is not None
+    assert row["in_kernel"]
+
+
 def test_flows_go_on_when_somebody_empties_the_kernels_table(natf: Figure1Lab) -> None:
     talk, datagrams = Talk(natf, "en", "alice.home.example.net"), UdpFlow(natf, "bob.home.example.net")
     before = talk.request()

@@ -59,6 +59,9 @@ class Side:
     def keep(self, routers: object) -> None:
         return
 
+    def forget_rewritten(self, routers: object) -> None:
+        return
+
     def _port(self, stack: ExitStack) -> Divert:
         return stack.enter_context(Divert(1, backend=MemoryBackend()))
 

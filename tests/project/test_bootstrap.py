@@ -214,6 +214,15 @@ def test_a_second_run_does_nothing_until_setup_cfg_changes(machine: Machine, tmp
     assert "pip install" in machine.run("test", "true", **environment).stdout
 
 
+def test_the_bench_needs_more_than_the_tests(machine: Machine, tmp_path: Path) -> None:
+    environment = pretend(machine, tmp_path)
+    machine.lab_commands()
+    machine.run("test", "true", **environment)
+    assert ".[linux,bench]" in machine.run("bench", "true", **environment).stdout
+    for purpose in ("bench", "test"):
+        assert machine.run(purpose, "echo", "started", **environment).stdout == "started\n"
+
+
 def test_an_ordinary_user_is_told_what_root_should_install(machine: Machine, tmp_path: Path) -> None:
     environment = pretend(machine, tmp_path, uid=1000)
     (tmp_path / "mark" / "python3-venv").touch()
