@@ -309,6 +309,61 @@ def test_a_long_tcp_transfer_goes_through_in_whole_segments_with_right_checksums
     assert (out.counters["refused"], out.counters["buffer_full"], out.counters["queue_full"]) == (0, 0, 0)
 
 
+@spaces.isolated
+def test_packets_that_wait_together_all_go_on_in_their_order() -> None:
+    """Their verdicts share system calls; messages of odd lengths must not run into each other."""
+    hosts = Hosts()
+    out = hosts.divert_out()
+    server, client = udp(hosts.peer, port=G2.port), udp(hosts.en)
+    sent = [bytes([number]) * (number + 1) for number in range(40)]
+    for data in sent:
+        client.sendto(data, (VIRTUAL, PORT))
+    for item in out.waiting():
+        to_peer(item)
+        out.send(item)
+    assert [server.recv(100) for _ in sent] == sent
+    assert (out.counters["sent"], out.counters["refused"]) == (40, 0)
+
+
+@spaces.isolated
+def test_a_verdict_that_the_kernel_refuses_takes_no_other_with_it() -> None:
+    hosts = Hosts()
+    out = hosts.divert_out()
+    server, client = udp(hosts.peer, port=G2.port), udp(hosts.en)
+    for data in (b"one", b"two", b"three"):
+        client.sendto(data, (VIRTUAL, PORT))
+    for item in out.waiting():
+        to_peer(item)
+        token = item.token
+        out.send(item)
+        if b"two" in item.data:
+            item.token = token  # of a packet that the kernel holds no longer
+            out.send(item)
+    assert [server.recv(100) for _ in range(3)] == [b"one", b"two", b"three"]
+    assert quiet(out)
+    assert out.counters["refused"] == 1
+
+
+@spaces.isolated
+def test_what_was_sent_goes_on_though_the_reader_fails() -> None:
+    hosts = Hosts()
+    out = hosts.divert_out()
+    server, client = udp(hosts.peer, port=G2.port), udp(hosts.en)
+    for data in (b"one", b"two", b"three"):
+        client.sendto(data, (VIRTUAL, PORT))
+
+    def read() -> None:
+        for item in out.waiting():
+            if b"three" in item.data:
+                raise RuntimeError("a fault")
+            to_peer(item)
+            out.send(item)
+
+    with pytest.raises(RuntimeError):
+        read()
+    assert [server.recv(100) for _ in range(2)] == [b"one", b"two"]
+
+
 def send_all(client: socket.socket, data: bytes) -> None:
     client.sendall(data)
     client.shutdown(socket.SHUT_WR)
