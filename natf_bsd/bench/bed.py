@@ -164,12 +164,12 @@ class Bed:
 
 
 @contextmanager
-def made(under: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Iterator[Bed]:
-    """A bed, gone afterwards; a role's daemon with the interpreter's arguments in `under`. NatfError where there can be
-    none."""
+def made(under: Mapping[str, Sequence[str]] = MappingProxyType({}), instance: str = _INSTANCE) -> Iterator[Bed]:
+    """A bed, gone afterwards; a role's daemon with the interpreter's arguments in `under`. What else has the same
+    `instance` is ended. NatfError where there can be none."""
     if sys.platform != "linux":
         raise NatfError("natf bench needs Linux: the port forward it compares with is one of netfilter")
-    lab = Figure1Lab(_INSTANCE)
+    lab = Figure1Lab(instance)
     lab.under = under
     lab.down()  # of a run that was killed; two at once would not measure anything
     with lab:

@@ -16,7 +16,7 @@ lab = [pytest.mark.lab, pytest.mark.linux("a port forward of netfilter to compar
 
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Bed]:
-    with bed.made() as ground:
+    with bed.made(instance="measure") as ground:
         yield ground
 
 

@@ -72,7 +72,7 @@ def test_an_action_has_its_arguments_in_order() -> None:
 
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Bed]:
-    with bed.made() as ground:
+    with bed.made(instance="peers") as ground:
         yield ground
 
 
