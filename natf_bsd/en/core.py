@@ -395,7 +395,8 @@ class EnCore:
             self._negotiations.called_off(key)
         entry.note_carried(report.out, report.inward, report.fins, reset=report.reset, since=report.since, now=now)
         self._negotiations.in_use(key, established=entry.state is TcpState.ESTABLISHED)
-        if (report.out or report.inward) and (key in self._unconfirmed or entry.renew_due(now)):
+        passed = bool(report.out or report.inward)
+        if (passed and key in self._unconfirmed) or entry.renew_due(now, passed=passed):
             return self._renew(entry, key, now, looked_at=True)
         return []
 

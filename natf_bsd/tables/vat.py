@@ -140,6 +140,9 @@ class VatEntry:
             self.last_out = max(self.last_out, since)
         if inward:
             self.note_in(0, max(self.last_in, since))
+            if out:  # the last of these may have come after the last answer
+                self.unanswered = 1
+                self.unanswered_since = now
         if self.state is None:
             return
         if reset:
@@ -151,10 +154,15 @@ class VatEntry:
         """The kernel has it no longer, and nobody knows what it carried last."""
         self.unanswered = 0
 
-    def renew_due(self, now: float) -> bool:
-        """Whether the flow should be negotiated again, asked when one of its packets passed (DESIGN.md section 4)."""
+    def renew_due(self, now: float, *, passed: bool = True) -> bool:
+        """Whether the flow should be negotiated again, asked when one of its packets passed (DESIGN.md section 4).
+        Where they are only counted from time to time: whether some have `passed` since the last time. If not, those
+        before may still wait for an answer: TCP repeats itself after ever longer pauses.
+        """
         if self.direct or now < self.renew_not_before or self.state in (TcpState.CLOSING, TcpState.CLOSED):
             return False
+        if not passed:
+            return self._silent(now) and now - self.last_out <= SILENCE_GAP
         return self.suspect or self._silent(now) or self._udp_due(now)
 
     def _silent(self, now: float) -> bool:

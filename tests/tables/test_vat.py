@@ -446,6 +446,62 @@ def test_many_packets_within_a_moment_are_no_silence():
     assert not entry.renew_due(51.0)
 
 
+REPEATED = (0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6, 25.4)  # s; TCP's repetitions, each pause twice as long
+LOOKS = 2.5  # s between two looks at what the kernel has carried
+
+
+def asked_by_looks(sent: tuple[float, ...], answered: tuple[float, ...], phase: float, entry: VatEntry) -> float | None:
+    """When the router is asked again first, in seconds: packets go out at `sent` and come in at `answered`."""
+    before = phase - LOOKS
+    for number in range(12):
+        now = phase + LOOKS * number
+        out, inward = (sum(before < at <= now for at in times) for times in (sent, answered))
+        if out or inward:
+            entry.note_carried(out, inward, 0, reset=False, since=START + before, now=START + now)
+        if entry.renew_due(START + now, passed=bool(out or inward)):
+            return now
+        before = now
+    return None
+
+
+START = 1000.0
+
+
+def carried(flow: Flow) -> VatEntry:
+    entry = VatTable().insert(flow, MAPPED, ALICE, 300.0, START - LOOKS)
+    if entry.state is not None:
+        entry.note_in(0, START - LOOKS)
+    return entry
+
+
+@pytest.mark.parametrize("earlier", [0.1, 0.5, 0.7, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("phase", [round(0.1 * n, 1) for n in range(26)])
+def test_a_lost_mapping_is_asked_for_before_tcp_waits_for_long(phase: float, earlier: float) -> None:
+    """Whenever the looks fall, and however soon after an answer it was lost: its next repetition but one after 3 s."""
+    asked = asked_by_looks((-earlier, *REPEATED), (-earlier,), phase, carried(TCP_FLOW))
+    assert asked is not None
+    assert asked < 10
+
+
+@pytest.mark.parametrize("phase", [round(0.25 * n, 2) for n in range(11)])
+def test_a_lost_mapping_of_datagrams_is_asked_for_within_eight_seconds(phase: float) -> None:
+    asked = asked_by_looks(tuple(float(n) for n in range(-2, 25)), (-2.0, -1.0), phase, carried(UDP_FLOW))
+    assert asked is not None
+    assert asked < 8
+
+
+@pytest.mark.parametrize("phase", [round(0.5 * n, 1) for n in range(6)])
+@pytest.mark.parametrize("delay", [0.1, 2.0])
+def test_what_is_answered_is_not_asked_for(phase: float, delay: float) -> None:
+    sent = tuple(2.0 * n for n in range(14))
+    assert asked_by_looks(sent, tuple(at + delay for at in sent), phase, carried(TCP_FLOW)) is None
+
+
+@pytest.mark.parametrize("phase", [round(0.5 * n, 1) for n in range(6)])
+def test_a_last_acknowledgement_is_no_silence(phase: float) -> None:
+    assert asked_by_looks((0.0, 0.1, 0.2, 0.3), (0.05, 0.15, 0.25), phase, carried(TCP_FLOW)) is None
+
+
 def test_an_idle_connection_that_wakes_up_is_not_silent():
     entry = established()
     for n in range(SILENCE_PACKETS):
