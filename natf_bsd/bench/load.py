@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from natf_bsd.types import Endpoint, Flow, Name, parse_address
@@ -26,7 +27,8 @@ would be one to the router's NAT."""
 READY: Final = "ready"
 
 _GREETING: Final = b"!"
-_DATA: Final = b"D"
+_DATA: Final = {"awake": b"D", "asleep": b"d"}
+"""Of streams of datagrams, by whether who receives them stays awake in between."""
 _LINE: Final = 64
 _BLOCK: Final = 1 << 16
 _PATIENCE: Final = 10.0  # s; above any pause a measurement may have
@@ -102,9 +104,9 @@ def _serve_udp(port: int) -> None:
         s.bind(("", port))
         streams = False
         while True:
-            data, source = _next_of_stream(s) if streams else s.recvfrom(2048)
-            streams = data.startswith(_DATA)
-            if streams:
+            data, source = _next_of_stream(s) if streams else _next(s)
+            streams = data.startswith(_DATA["awake"])
+            if data[:1] in _DATA.values():
                 now = time.perf_counter()
                 count = counts.setdefault(source, _Count())
                 count.first = count.first or now
@@ -114,8 +116,9 @@ def _serve_udp(port: int) -> None:
                 count = counts.get(source, _Count())
                 s.sendto(json.dumps([count.bytes, count.last - count.first]).encode(), source)
             elif data.startswith(b"get"):
-                _, size, seconds = data.split()
-                threading.Thread(target=_stream, args=(s, source, int(size), float(seconds)), daemon=True).start()
+                _, size, seconds, receiver = data.decode().split()
+                arguments = s, source, _DATA[receiver] * int(size), float(seconds)
+                threading.Thread(target=_stream, args=arguments, daemon=True).start()
             else:
                 s.sendto(data, source)
 
@@ -124,7 +127,8 @@ def _next_of_stream(s: socket.socket) -> tuple[bytes, Any]:
     """The next datagram to a blocking socket without Python's own timeout; asleep only if none comes for a while.
 
     Waking a sleeper is the work of whoever sends, here on the same machine, and costs as much as all that is measured:
-    the slower way would pay for it with each packet, and the faster one never.
+    the slower way would pay for it with each packet, and the faster one never. Not where a daemon rewrites packets:
+    that wants the processor on which a receiver stays awake.
     """
     end = time.perf_counter() + _AWAKE
     while time.perf_counter() < end:
@@ -132,11 +136,14 @@ def _next_of_stream(s: socket.socket) -> tuple[bytes, Any]:
             return s.recvfrom(2048, socket.MSG_DONTWAIT)
         except BlockingIOError:
             continue
+    return _next(s)
+
+
+def _next(s: socket.socket) -> tuple[bytes, Any]:
     return s.recvfrom(2048)
 
 
-def _stream(s: socket.socket, to: Any, size: int, seconds: float) -> None:
-    data = _DATA * size
+def _stream(s: socket.socket, to: Any, data: bytes, seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for _ in range(64):
@@ -182,11 +189,13 @@ def _connect(address: tuple[str, int]) -> list[float]:
         return [connected - began, time.perf_counter() - began, began]
 
 
-def throughput(protocol: str, direction: str, size: str, seconds: str, rounds: str, *ways: str) -> Any:
+def throughput(protocol: str, direction: str, size: str, receiver: str, seconds: str, rounds: str, *ways: str) -> Any:
     """Of each round, for each way in turn: bytes delivered by a flow of messages of `size`, and the seconds that took.
-    `direction`: put, get. Turns are short (`seconds`), so that all ways see the same of what else the machine does.
+    `direction`: put, get; `receiver` of datagrams: awake, asleep (between them). Turns are short (`seconds`), so that
+    all ways see the same of what else the machine does.
     """
-    run = {"tcp": _tcp, "udp": _udp}[protocol]
+    by_protocol: dict[str, Callable[..., list[float]]] = {"tcp": _tcp, "udp": partial(_udp, receiver)}
+    run = by_protocol[protocol]
     return [[run(_address(way), direction, int(size), float(seconds)) for way in ways] for _ in range(int(rounds))]
 
 
@@ -201,7 +210,7 @@ def _tcp(address: tuple[str, int], direction: str, size: int, seconds: float) ->
         return list(json.loads(s.makefile().readline()))
 
 
-def _udp(address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:
+def _udp(receiver: str, address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:
     """Datagrams that arrived, sent as fast as the sender can."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -210,9 +219,9 @@ def _udp(address: tuple[str, int], direction: str, size: int, seconds: float) ->
         s.send(b"hello")  # the flow is made, and its way known to every cache
         s.recv(100)
         if direction == "get":
-            s.send(f"get {size} {seconds}".encode())
-            return _received(s)
-        data = _DATA * size
+            s.send(f"get {size} {seconds} {receiver}".encode())
+            return _received(s, _DATA[receiver])
+        data = _DATA[receiver] * size
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             for _ in range(64):
@@ -222,11 +231,12 @@ def _udp(address: tuple[str, int], direction: str, size: int, seconds: float) ->
         return list(json.loads(s.recv(100)))
 
 
-def _received(s: socket.socket) -> list[float]:
+def _received(s: socket.socket, kind: bytes) -> list[float]:
     s.settimeout(None)  # with one of Python's own it would wait in poll() before each datagram
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0))
     total, began, last = 0, 0.0, 0.0
-    while (data := _next_of_stream(s)[0])[:1] == _DATA:
+    following = _next_of_stream if kind == _DATA["awake"] else _next
+    while (data := following(s)[0])[:1] == kind:
         last = time.perf_counter()
         began = began or last
         total += len(data)

@@ -43,11 +43,11 @@ def test_a_connection_is_timed_each_way_and_its_parts_are_told(ground: Bed) -> N
 
 
 @needs_lab
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(("protocol", "receiver"), [("tcp", "awake"), ("udp", "awake"), ("udp", "asleep")])
 @pytest.mark.parametrize("direction", ["put", "get"])
-def test_bytes_are_counted_where_they_arrive(ground: Bed, protocol: str, direction: str) -> None:
+def test_bytes_are_counted_where_they_arrive(ground: Bed, protocol: str, receiver: str, direction: str) -> None:
     for way in ground.ways:
-        (((count, took),),) = ground.client("throughput", protocol, direction, 512, 0.05, 1, way.target)
+        (((count, took),),) = ground.client("throughput", protocol, direction, 512, receiver, 0.05, 1, way.target)
         assert count > 0
         assert count % 512 == 0
         assert 0 < took < 10

@@ -102,7 +102,8 @@ def _by_target(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
 
 def _stream(bed: Bed, target: str, effort: Effort, protocol: str, direction: str, size: int) -> dict[str, Any]:
     rounds = bed.client(
-        "throughput", protocol, direction, size, effort.seconds, effort.turns, bed.forward.target, target
+        *("throughput", protocol, direction, size, "awake", effort.seconds, effort.turns),
+        *(bed.forward.target, target),
     )
     pairs = [[speed(*run) for run in runs] for runs in rounds]
     return {
