@@ -151,6 +151,7 @@ class Linux:
         settings = [line for line in lines(lab, host, "sysctl", "-a", "--ignore") if line.startswith("net.")]
         return {
             "rules": rules,
+            "disciplines": lines(lab, host, "tc", "qdisc", "show"),
             "policy routes": lines(lab, host, "ip", "rule"),
             # Link-local ones come by themselves, up to two seconds after their interface (duplicate address detection).
             "routes": [

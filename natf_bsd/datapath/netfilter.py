@@ -5,6 +5,9 @@ The held packet is of a connection conntrack has just seen begin, G1:s -> V1:d. 
 the map said; the element ends by itself. So this very packet goes on, with its socket and all the host's own rules go
 by, and soon nothing is left that could translate what we do not know of.
 
+Where the flow leaves by an interface at which our programs are, they rewrite it (datapath/ebpf), and there is no
+element: the connection stays G1:s -> V1:d.
+
 Adding an element takes 8 us, 40 with cold caches; an entry made through ctnetlink, which takes as long, would want the
 held packet to be sent anew by a socket of ours. Removing it is one more transaction, and what that leaves for the
 kernel to do later is in the way of the next flow.
@@ -19,6 +22,7 @@ from collections import Counter
 from typing import Final
 
 from natf_bsd.datapath import Carried, Gone, Report
+from natf_bsd.datapath.ebpf.vat import InterfaceVat
 from natf_bsd.divert import netlink
 from natf_bsd.firewall.linux import NFT_MAP, NFT_TABLE
 from natf_bsd.natd_bridge import conntrack
@@ -33,6 +37,8 @@ INTERVAL: Final = 2.5
 _GIVEN_UP: Final = 10 * INTERVAL  # s after which a look that does not end is no longer waited for
 _LISTINGS: Final = 3  # at most: the kernel's table may change its size while it is listed
 _SHARE: Final = 1 / 33  # of a processor that looks may take: with many flows there are fewer
+
+_COUNTERS: Final = ("handed_over", "at_interface", "refused", "taken_back", "gone", "looks", "failed")
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _BATCH_BEGIN: Final = 16
@@ -57,11 +63,13 @@ _LARGEST_ERROR: Final = 4096
 
 class NetfilterPath:
     """`mark` (within `mask`) is the connection mark that the rule gives to what it translates, `prefix` begins the
-    virtual addresses: who else uses the mark is let alone. OSError when the kernel has no netlink for it.
+    virtual addresses: who else uses the mark is let alone. `interface`: where flows are rewritten that leave there,
+    without the NAT. OSError when the kernel has no netlink for it.
     """
 
-    def __init__(self, mark: int, mask: int, prefix: bytes) -> None:
-        self._counters = Counter(dict.fromkeys(("handed_over", "refused", "taken_back", "gone", "looks", "failed"), 0))
+    def __init__(self, mark: int, mask: int, prefix: bytes, interface: InterfaceVat | None = None) -> None:
+        self._counters = Counter(dict.fromkeys(_COUNTERS, 0))
+        self._interface = interface
         self._prefix = prefix
         self._sequence = 0
         self._netlink = netlink.NetlinkSocket(netlink.NETLINK_NETFILTER)
@@ -69,6 +77,7 @@ class NetfilterPath:
         self._conntrack = conntrack.Conntrack()
         self._dump = conntrack.Dump(mark, mask)
         self._known: dict[bytes, _Known] = {}
+        self._astray: list[Gone] = []
         self._began = self._due = self._spent = 0.0
 
     @property
@@ -76,6 +85,11 @@ class NetfilterPath:
         return None
 
     def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+        if self._taken_at_interface(flow, mapped):
+            self._known.setdefault(flow.key, _Known(monotonic())).at_interface = mapped
+            self._counters["handed_over"] += 1
+            self._counters["at_interface"] += 1
+            return True
         element = _element(flow, mapped)
         if not (self._change((_NEW_ELEMENT, element)) or self._replace(element)):
             self._counters["refused"] += 1
@@ -87,16 +101,14 @@ class NetfilterPath:
     def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
         self._known.pop(flow.key, None)
         self._counters["taken_back"] += 1
-        try:
-            self._conntrack.forget(flow)
-        except OSError:
-            self._counters["failed"] += 1
+        self._end_one(flow)
 
     def next_deadline(self) -> float:
         return self._due
 
     def tick(self, now: float) -> None:
         if now >= self._due:
+            self._look_at_interface(now)
             self._due = now + max(INTERVAL, self._spent / _SHARE)
             if not self._dump.under_way or now - self._began > _GIVEN_UP:
                 self._begin(now)
@@ -109,7 +121,9 @@ class NetfilterPath:
             self._dump.receive()  # of one that was given up
             return []
         began = monotonic()
-        reports: list[Report] = [self._carried(entry, self._began) for entry in self._ours(self._dump.receive())]
+        reports: list[Report] = [*self._astray]
+        self._astray.clear()
+        reports += [self._carried(entry, self._began) for entry in self._ours(self._dump.receive())]
         if not self._dump.under_way:
             reports += self._end()
         self._spent += monotonic() - began
@@ -133,10 +147,17 @@ class NetfilterPath:
         return reports
 
     def take_over(self) -> list[Report]:
-        return self.look()
+        reports = self.look()
+        if self._interface is not None:
+            for key in self._interface:
+                if key not in self._known:  # conntrack has forgotten it, so nobody would see its end
+                    self._interface.drop(flow_of_key(key))
+        return reports
 
     def forget(self) -> None:
         self._known.clear()
+        if self._interface is not None:
+            self._interface.remove()
         for _ in range(_LISTINGS):
             for entry in self._ours(self._dump.listed()):
                 self._conntrack.forget(flow_of_key(entry.key))
@@ -148,13 +169,49 @@ class NetfilterPath:
         self._netlink.close()
         self._conntrack.close()
         self._dump.close()
+        if self._interface is not None:
+            self._interface.close()
 
     @property
     def counters(self) -> dict[str, int]:
-        """`handed_over` (flows that were forgotten and came again included), `refused`, `taken_back`, `gone` (the
-        kernel had forgotten them), `looks`, `failed` (changes and looks the kernel did not take).
+        """`handed_over` (flows that were forgotten and came again included; of these `at_interface`), `refused`,
+        `taken_back`, `gone` (the kernel had forgotten them, or they leave by another way now), `looks`, `failed`
+        (changes and looks the kernel did not take). With `interface.`: see `InterfaceVat.counters`.
         """
-        return dict(self._counters)
+        interface = {} if self._interface is None else self._interface.counters
+        return self._counters | {f"interface.{name}": count for name, count in interface.items()}
+
+    def _taken_at_interface(self, flow: Flow, mapped: Endpoint) -> bool:
+        if self._interface is None:
+            return False
+        try:
+            return self._interface.take(flow, mapped)
+        except OSError:
+            self._counters["failed"] += 1
+            return False
+
+    def _look_at_interface(self, now: float) -> None:
+        """What no longer leaves there begins again, by the NAT."""
+        if self._interface is None:
+            return
+        try:
+            astray = self._interface.tick(now)
+        except OSError:
+            self._counters["failed"] += 1
+            return
+        for flow in astray:
+            self._known.pop(flow.key, None)
+            self._end_one(flow)
+        self._astray += [Gone(flow.key) for flow in astray]
+        self._counters["gone"] += len(astray)
+
+    def _end_one(self, flow: Flow) -> None:
+        try:
+            self._conntrack.forget(flow)
+            if self._interface is not None:
+                self._interface.drop(flow)
+        except OSError:
+            self._counters["failed"] += 1
 
     def _ours(self, entries: list[conntrack.Tracked]) -> list[conntrack.Tracked]:
         length, prefix = len(self._prefix), self._prefix
@@ -178,7 +235,12 @@ class NetfilterPath:
         if out < 0 or inward < 0:  # forgotten and made again: the kernel counts from nought
             out, inward = entry.out, entry.inward
         known.at, known.out, known.inward = now, entry.out, entry.inward
-        return Carried(entry.key, entry.mapped, since, out, inward, entry.fins, entry.reset)
+        mapped = entry.mapped
+        if self._interface is not None and mapped.address.startswith(self._prefix):  # no NAT has to do with it
+            if known.at_interface is None:  # of an earlier run
+                known.at_interface = self._interface.mapped(entry.key)
+            mapped = known.at_interface or mapped
+        return Carried(entry.key, mapped, since, out, inward, entry.fins, entry.reset)
 
     def _end(self) -> list[Report]:
         """What has not been seen, though it was there when the look began."""
@@ -188,7 +250,8 @@ class NetfilterPath:
             return []
         gone = [key for key, known in self._known.items() if known.at < self._began]
         for key in gone:
-            del self._known[key]
+            if self._known.pop(key).at_interface is not None and self._interface is not None:
+                self._interface.drop(flow_of_key(key))
         self._counters["gone"] += len(gone)
         return [Gone(key) for key in gone]
 
@@ -225,13 +288,15 @@ class NetfilterPath:
 
 
 class _Known:
-    """What was last seen of a flow: when, and how many packets each way since the kernel has it."""
+    """What was last seen of a flow: when, and how many packets each way since the kernel has it; and where it goes if
+    it is rewritten at the interface."""
 
-    __slots__ = ("at", "inward", "out")
+    __slots__ = ("at", "at_interface", "inward", "out")
 
     def __init__(self, at: float) -> None:
         self.at = at
         self.out = self.inward = 0
+        self.at_interface: Endpoint | None = None
 
 
 def _element(flow: Flow, mapped: Endpoint) -> bytes:

@@ -9,9 +9,12 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Final
 
-NETLINK_NETFILTER: Final = 12  # linux/netlink.h
+NETLINK_ROUTE: Final = 0  # linux/netlink.h
+NETLINK_XFRM: Final = 6
+NETLINK_NETFILTER: Final = 12
 SOL_NETLINK: Final = 270  # linux/socket.h
 NETLINK_NO_ENOBUFS: Final = 5  # linux/netlink.h
 
@@ -21,9 +24,15 @@ NLM_F_REQUEST: Final = 1
 NLM_F_ACK: Final = 4
 NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
+NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
 
 HEADER: Final = struct.Struct("=IHHII")  # length with header, type, flags, sequence, port id
 ATTRIBUTE: Final = struct.Struct("=HH")  # length with header, type
+NESTED: Final = 1 << 15
+KIND: Final = 0x3FFF
+"""Of the bits of an attribute's kind: it has attributes in it; all others but the order of bytes."""
 _ERRNO: Final = struct.Struct("=i")
 _ERROR_SIZE: Final = HEADER.size + _ERRNO.size
 
@@ -58,22 +67,53 @@ def sequence_of(data: bytes | bytearray) -> int:
     return sequence
 
 
+def sender_of(data: bytes) -> int:
+    """The netlink port on whose request a notification was made, 0 if on the kernel's own."""
+    port: int = HEADER.unpack_from(data)[4]
+    return port
+
+
 def status_of(data: bytes | bytearray, offset: int) -> int:
     """The errno in the NLMSG_DONE message at `offset`, 0 if all went well."""
     status: int = _ERRNO.unpack_from(data, offset + HEADER.size)[0]
     return -status
 
 
-class NetlinkSocket:
-    """A netlink socket whose requests raise what the kernel answers."""
+def messages(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Kind, sequence, and where the body begins and ends, of each message in a datagram."""
+    offset = 0
+    while offset + HEADER.size <= len(data):
+        length, kind, _, sequence, _ = HEADER.unpack_from(data, offset)
+        yield kind, sequence, offset + HEADER.size, offset + length
+        offset += max(align(length), HEADER.size)
 
-    def __init__(self, protocol: int) -> None:
+
+def attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
+    """Where the values of the attributes in this part of `data` begin and end, by their kinds."""
+    found: dict[int, tuple[int, int]] = {}
+    while start + ATTRIBUTE.size <= end:
+        length, kind = ATTRIBUTE.unpack_from(data, start)
+        found[kind & KIND] = (start + ATTRIBUTE.size, start + length)
+        start += max(align(length), ATTRIBUTE.size)
+    return found
+
+
+class NetlinkSocket:
+    """A netlink socket whose requests raise what the kernel answers. `groups`: bits of the multicast groups it
+    hears."""
+
+    def __init__(self, protocol: int, groups: int = 0) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
-            self.socket.bind((0, 0))
+            self.socket.bind((0, groups))
         except OSError:
             self.socket.close()
             raise
+
+    @property
+    def port(self) -> int:
+        """Our own number, which the kernel has chosen."""
+        return int(self.socket.getsockname()[0])
 
     def request(self, kind: int, body: bytes) -> None:
         """Send a request; OSError with the kernel's errno if it was refused.

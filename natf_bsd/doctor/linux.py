@@ -35,11 +35,20 @@ def questions(host: Host) -> dict[str, Question]:
         "liberal": _LIBERAL,
         "iptables": ("iptables-save",),
         "nft": ("nft", "list", "ruleset"),
+        **_filters(host),
         "resolved": ("resolvectl", "dnsovertls"),
         "resolv.conf": RESOLV_CONF,
         "nsswitch.conf": Path("/etc/nsswitch.conf"),
         **{f"journal {role.name}": role.run_dir / f"{role.name}.sysctl" for role in host.roles},
     }
+
+
+def _filters(host: Host) -> dict[str, Question]:
+    """Of the outer interface: there programs of ours may be."""
+    role = host.role("en")
+    if role is None or not role.interface:
+        return {}
+    return {"filters": ("tc", "filter", "show", "dev", role.interface.name, "egress")}
 
 
 def more(host: Host, facts: Facts, run: Run, read: Read) -> dict[str, Answer]:
@@ -137,6 +146,15 @@ def leftover_rules(host: Host, facts: Facts) -> list[Finding]:
     ]
 
 
+def leftover_filters(host: Host, facts: Facts) -> list[Finding]:
+    """Programs of ours at an interface, without a daemon: what they know of goes on, and nobody sees it end."""
+    role = host.role("en")
+    if role is None or not role.is_away or "filters" not in facts or "natf_out" not in facts["filters"].text:
+        return []
+    text = "its programs are at an interface, and it does not run: flows go on by them as they were"
+    return [Finding(Severity.WARNING, "leftovers of natf en", text, "start it, or to remove them: natf cleanup en")]
+
+
 def _checked(host: Host, facts: Facts, role: Role) -> list[Finding]:
     title, answer = f"natf {role.name} check", facts[f"checks {role.name}"]
     if not answer.known:
@@ -171,4 +189,5 @@ TOPICS: Final[tuple[Topic, ...]] = (
     resolved,
     leftovers.daemons,
     leftover_rules,
+    leftover_filters,
 )

@@ -457,7 +457,10 @@ class EnCore:
         entry.note_in(flags, now)
         entry.in_rewrite.apply(data)
         self.counters.add("in.sent.translated")
-        effects.append(Send(packet))
+        if entry.in_kernel and self.kernel_ways:  # it was in fragments, which the kernel does not translate everywhere
+            effects += [Drop(packet), Inject(bytes(data))]
+        else:
+            effects.append(Send(packet))
         if entry.state is None and entry.renew_due(now):
             effects += self._renew(entry, entry.flow.key, now)  # UDP may flow one way only
         return effects
@@ -479,16 +482,11 @@ class EnCore:
             outer_source=(entry.mapped.address, entry.flow.destination.address) if for_inside else None,
             quoted_destination=(entry.mapped, entry.flow.destination),
         )
-        effects: list[Effect] = []
-        if not (entry.in_kernel and self.kernel_ways):
-            translate.apply(data)
-            effects.append(Send(packet))
-        elif for_inside:
-            effects.append(Send(packet))  # the kernel translates it
-        else:
-            error = bytearray(data)
-            translate.apply(error)
-            effects += [Drop(packet), Inject(bytes(error))]  # the kernel would give it V1 as its source
+        translate.apply(data)
+        effects: list[Effect] = [Send(packet)]
+        if entry.in_kernel and self.kernel_ways:
+            # A NAT's kernel would translate it again, whoever sent it; otherwise it is of no connection, and refused.
+            effects = [Drop(packet), Inject(bytes(data))]
         self.counters.add("in.sent.error")
         if for_inside and now >= max(entry.mapped_at + DOUBT_AFTER, entry.renew_not_before):
             effects += self._renew(entry, entry.flow.key, now)

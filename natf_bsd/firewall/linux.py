@@ -82,7 +82,8 @@ _Place: TypeAlias = tuple[str, str]
 class EnFirewall:
     """What the external node's rules depend on. `prefix`: of the virtual addresses; `mark` lies within `mask`.
     `gateway`: where it serves the hosts behind its NAT too. `kernel_path`: the kernel translates the flows of this
-    host's own programs (`datapath.netfilter`), and `mark` is what their connections carry."""
+    host's own programs (`datapath.netfilter`), and `mark` is what their connections carry. `rewritten_at`: the
+    interface where it may do that without its NAT (`datapath.ebpf`)."""
 
     prefix: str
     dns_queue: int
@@ -92,6 +93,12 @@ class EnFirewall:
     mask: int
     gateway: Gateway | None = None
     kernel_path: bool = False
+    rewritten_at: str | None = None
+
+    @property
+    def unknown_mark(self) -> int:
+        """For packets of no known flow, within `mask`: neither `mark` nor none."""
+        return self.mark ^ self.mask or self.mark & self.mark >> 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +164,56 @@ def _kernel_path_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
     }
 
 
+def _interface_chains(fw: EnFirewall, interface: str) -> dict[_Place, list[str]]:
+    """`_kernel_path_chains` where flows may be rewritten at `interface`: behind these rules outward, before them
+    inward, so that connections are G1:s <-> V1:d. From there come packets of known flows with our mark; on their way
+    there the unknown ones have another (`_nft_table`), since rules tell packets apart faster than connections."""
+    mark, unknown = f"{fw.mark:#x}/{fw.mask:#x}", f"{fw.unknown_mark:#x}/{fw.mask:#x}"
+    to_daemon = f"-j NFQUEUE --queue-num {fw.in_queue}"
+    queue = f"-j NFQUEUE --queue-num {fw.out_queue} --queue-bypass"
+    chains = _kernel_path_chains(fw)
+    # What is not rewritten there is by the NAT, and not to the prefix here.
+    chains["filter", "OUTPUT"] = [
+        f"-d {fw.prefix} {condition} -j REJECT --reject-with icmp-host-unreachable"
+        for condition in (f"-m mark --mark {unknown}", f"! -o {interface}")
+    ]
+    chains["raw", "PREROUTING"] = [f"-s {fw.prefix} ! -i lo -m mark ! --mark {mark} -j DROP"]
+    # No bypass: without the daemon nobody could make anything of these.
+    chains["mangle", "INPUT"][1:1] = [
+        f"! -s {fw.prefix} ! -i lo -m mark --mark {mark} {to_daemon}",  # about a flow, or of one and once in fragments
+        # The connection was forgotten. If this made a new one, it would be the other way round.
+        f"-s {fw.prefix} -m mark --mark {unknown} {to_daemon}",
+    ]
+    chains["mangle", "OUTPUT"] = [
+        f"-d {fw.prefix} -p udp -m mark ! --mark {unknown} -j RETURN",
+        f"-d {fw.prefix} -p tcp ! --syn -m mark ! --mark {unknown} -j RETURN",
+        f"-d {fw.prefix} -p icmp -m conntrack --ctstate DNAT -j RETURN",  # the NAT translates errors too
+        f"-d {fw.prefix} {queue}",
+        *linux_dns.queries(fw.dns_queue),
+    ]
+    return chains
+
+
 def _nft_table(fw: EnFirewall) -> str:
     """Input of nft: the table with the map in which a flow's first packet finds its destination. A NAT's hook sees no
-    other packets; ours comes before those of others, of whom the first decides."""
+    other packets; ours comes before those of others, of whom the first decides. What the daemon let go has our mark,
+    which its connection keeps; without a daemon none gets it."""
     key = "ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service"
     rest = 0xFFFFFFFF ^ fw.mask
+    marked = f"and {rest:#x} or {fw.mark:#x}"
+    complement = f"and {rest:#x} or {fw.unknown_mark:#x}"
+    unknown = f"""
+    chain unknown {{
+        type filter hook output priority -151
+        ip daddr {fw.prefix} ct mark and {fw.mask:#x} != {fw.mark:#x} meta mark set meta mark {complement}
+    }}
+    chain unknown_answers {{
+        type filter hook input priority -151
+        ip saddr {fw.prefix} ct state new meta mark set meta mark {complement}
+    }}"""
+    # A first packet is routed like all that follow, which have no mark.
+    unmarked = f"""
+        meta mark set meta mark and {rest:#x}"""
     return f"""\
 table ip {NFT_TABLE}
 delete table ip {NFT_TABLE}
@@ -169,10 +221,11 @@ table ip {NFT_TABLE} {{
     map {NFT_MAP} {{
         type {key} : ipv4_addr . inet_service
         flags timeout
-    }}
+    }}{unknown if fw.rewritten_at else ""}
     chain output {{
         type nat hook output priority -101
-        ip daddr {fw.prefix} ct mark set ct mark and {rest:#x} or {fw.mark:#x}
+        ip daddr != {fw.prefix} accept
+        meta mark and {fw.mask:#x} == {fw.mark:#x} ct mark set ct mark {marked}{"" if fw.rewritten_at else unmarked}
         dnat to ip saddr . ip protocol . th sport . ip daddr . th dport map @{NFT_MAP}
     }}
 }}
@@ -187,6 +240,21 @@ def kernel_path_works(fw: EnFirewall) -> Check:
     """Whether nft and the kernel take what the kernel path needs."""
     script = f"nft --check -f - && cat /proc/sys/{_ACCOUNTING.name}"
     return Check(Command(("sh", "-c", script), stdin=_nft_table(fw)), _judge_kernel_path)
+
+
+def lets_out() -> Check:
+    """Whether this host's own rules let out what they do not know: those that do not must see where packets go."""
+    script = "iptables-save; nft list chains 2>/dev/null || true"
+    return Check(Command(("sh", "-c", script)), _judge_policies)
+
+
+_DROPS: Final = re.compile(r"^:(?:OUTPUT|POSTROUTING) DROP|hook (?:output|postrouting) .*policy drop", re.MULTILINE)
+
+
+def _judge_policies(status: int, output: str) -> str | None:
+    if _DROPS.search(output):
+        return "its firewall drops what it has no rule for, and must see routers' addresses, not virtual ones"
+    return None
 
 
 def _judge_kernel_path(status: int, output: str) -> str | None:
@@ -217,6 +285,8 @@ def _gateway_chains(fw: EnFirewall, gateway: Gateway) -> dict[_Place, list[str]]
 
 
 def _host_chains(fw: EnFirewall) -> dict[_Place, list[str]]:
+    if fw.rewritten_at is not None:
+        return _interface_chains(fw, fw.rewritten_at)
     return _kernel_path_chains(fw) if fw.kernel_path else _en_chains(fw)
 
 

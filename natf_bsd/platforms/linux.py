@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from natf_bsd.config import Config, EnConfig, RouterConfig
+from natf_bsd.datapath.ebpf import vat as ebpf
 from natf_bsd.datapath.netfilter import NetfilterPath
 from natf_bsd.divert import Divert
 from natf_bsd.divert.inject import ControlSocket, Injector
@@ -56,6 +57,7 @@ class Linux:
 
 def _forget(config: EnConfig | None) -> None:
     """The flows that the kernel translates."""
+    ebpf.remove()
     if conntrack.problem() is not None:  # so nothing was ever told it
         return
     path = _kernel_path(config or EnConfig(home_domains=()))
@@ -65,11 +67,21 @@ def _forget(config: EnConfig | None) -> None:
         path.close()
 
 
-def _kernel_path(config: EnConfig) -> NetfilterPath:
-    return NetfilterPath(config.mark, MARK_MASK, bytes([config.virtual_prefix]))
+def _remove_programs() -> None:
+    """Of an earlier run."""
+    try:
+        ebpf.remove()
+    except OSError as error:
+        log.warning("programs of an earlier run may be at an interface (natf cleanup removes them): %s", error.strerror)
 
 
-def _rules(config: EnConfig, gateway: Gateway | None, *, kernel_path: bool) -> linux.EnFirewall:
+def _kernel_path(config: EnConfig, interface: ebpf.InterfaceVat | None = None) -> NetfilterPath:
+    return NetfilterPath(config.mark, MARK_MASK, bytes([config.virtual_prefix]), interface)
+
+
+def _rules(
+    config: EnConfig, gateway: Gateway | None, *, kernel_path: bool, rewritten_at: str | None = None
+) -> linux.EnFirewall:
     return linux.EnFirewall(
         prefix=config.virtual_network,
         dns_queue=config.dns_queue,
@@ -79,6 +91,7 @@ def _rules(config: EnConfig, gateway: Gateway | None, *, kernel_path: bool) -> l
         mask=MARK_MASK,
         gateway=gateway,
         kernel_path=kernel_path,
+        rewritten_at=rewritten_at,
     )
 
 
@@ -95,6 +108,7 @@ class LinuxEn:
         self._config = config
         self._gateway = gateway
         self._from_inside: FromInside | None = None
+        self._interface_vat: ebpf.InterfaceVat | None = None
 
     def outer(self) -> Interface:
         return interfaces.outer_interface(self._config.interface)
@@ -103,13 +117,18 @@ class LinuxEn:
         config = self._config
         self._kernel_path = self._kernel_path and self._has_kernel_path()
         dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
-        out = stack.enter_context(self._open_out())
+        out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK))
         inward = stack.enter_context(Divert(config.in_queue, direction=Direction.IN))
         injector = Injector(config.mark)
         stack.callback(injector.close)
         control = ControlSocket()
         stack.callback(control.close)
         inside = self._open_inside(stack) if self._gateway else None
+        own = {config.dns_queue, config.out_queue, config.in_queue}
+        if not runner.check([linux.not_in_use("en", own)]):  # else this one will not start, and nothing there is ours
+            self._interface_vat = self._open_interface_vat() if self._kernel_path else None
+            if self._interface_vat is None:
+                _remove_programs()
         kernel = self._open_kernel_path(stack) if self._kernel_path else None
         return EnPorts((dns,), Way(out, inward, injector, kernel), injector, control, inside)
 
@@ -124,19 +143,28 @@ class LinuxEn:
             log.warning("every packet is translated by this program, not by the kernel: %s", problem)
         return not problems
 
-    def _open_out(self) -> Divert:
-        config = self._config
-        if self._kernel_path:  # a rule of the NAT marks the connection
-            return Divert(config.out_queue, direction=Direction.OUT)
-        return Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK)
-
     def _open_kernel_path(self, stack: ExitStack) -> NetfilterPath:
         try:
-            path = _kernel_path(self._config)
+            path = _kernel_path(self._config, self._interface_vat)
         except OSError as error:
             raise NatfError(f"conntrack: {error.strerror}; kernel_path = false in [en] does without it") from None
         stack.callback(path.close)
         return path
+
+    def _open_interface_vat(self) -> ebpf.InterfaceVat | None:
+        """None where flows must take the NAT's way."""
+        config, name = self._config, self.interface.name
+        # A gateway routes virtual addresses to its TUN device.
+        problems = ["this host is a gateway"] if self._gateway else runner.check([linux.lets_out()])
+        try:
+            if not problems:
+                return ebpf.InterfaceVat(
+                    name, prefix=config.virtual_prefix, mark=config.mark, mask=MARK_MASK, flows=config.maximum_flows
+                )
+        except OSError as error:
+            problems = [error.strerror or str(error)]
+        log.info("flows are translated by netfilter's NAT, not at %s: %s", name, problems[0])
+        return None
 
     def _open_inside(self, stack: ExitStack) -> Way:
         config = self._config
@@ -159,7 +187,8 @@ class LinuxEn:
         gateway = self._gateway_on(interface) if self._gateway else None
         if self._from_inside is not None:
             self._from_inside.source = interface.address
-        rules = _rules(self._config, gateway, kernel_path=self._kernel_path)
+        where = self._follow(interface)
+        rules = _rules(self._config, gateway, kernel_path=self._kernel_path, rewritten_at=where)
         look = linux.en_look(interface.name, gateway, kernel_path=self._kernel_path)
         demanded = [linux.kernel_path_works(rules)] if self._config.kernel_path else []
         return Plan(
@@ -170,6 +199,17 @@ class LinuxEn:
             linux.en_undo(),
             look,
         )
+
+    def _follow(self, interface: Interface) -> str | None:
+        """Where flows are rewritten from now on, if anywhere."""
+        if self._interface_vat is None:
+            return None
+        if self._interface_vat.interface != interface.name:
+            try:
+                self._interface_vat.follow(interface.name)
+            except OSError as error:
+                log.warning("flows are not translated at %s but by netfilter's NAT: %s", interface.name, error)
+        return self._interface_vat.interface
 
     def _gateway_on(self, interface: Interface) -> Gateway:
         config = self._config

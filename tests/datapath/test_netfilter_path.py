@@ -6,16 +6,19 @@ import contextlib
 import shutil
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
 from natf_bsd.datapath import Carried, Gone
+from natf_bsd.datapath.ebpf.vat import InterfaceVat
 from natf_bsd.datapath.netfilter import NetfilterPath
 from natf_bsd.divert import Direction, Divert
 from natf_bsd.firewall import linux, runner
 from natf_bsd.natd_bridge.conntrack import Conntrack, Dump, problem
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from tests import spaces
+from tests.datapath.test_interface_vat import unable
 
 pytestmark = [
     pytest.mark.lab,
@@ -29,21 +32,28 @@ OUT = 8711
 RULES = linux.EnFirewall(
     "240.0.0.0/8", dns_queue=8710, out_queue=OUT, in_queue=8712, mark=MARK, mask=MASK, kernel_path=True
 )
+BY_NAT, AT_INTERFACE = "by the NAT", "at the interface"
+both_ways = pytest.mark.parametrize(
+    "way", [BY_NAT, pytest.param(AT_INTERFACE, marks=pytest.mark.skipif(unable() is not None, reason=str(unable())))]
+)
 G1, V1, G2 = parse_address("203.0.113.10"), parse_address("240.0.1.1"), parse_address("203.0.113.1")
 MAPPED = Endpoint(G2, 61000)
 
 
 class Host:
-    def __init__(self) -> None:
+    def __init__(self, way: str = BY_NAT) -> None:
+        rules = RULES if way == BY_NAT else replace(RULES, rewritten_at="eth0")
         self.en, self.router = spaces.Space(), spaces.Space()
         self.en.cable("eth0", "203.0.113.10/24", self.router, "wan", "203.0.113.1/24")
         self.en.run("ip route add default via 203.0.113.1")
         with self.en:
-            runner.apply(linux.en_rules(RULES))
-            for setting in linux.en_sysctls(RULES):
+            runner.apply(linux.en_rules(rules))
+            for setting in linux.en_sysctls(rules):
                 self.en.run(f"sysctl -qw {setting.name.replace('/', '.')}={setting.value}")
-            self.out = Divert(OUT, direction=Direction.OUT)
-            self.path = NetfilterPath(MARK, MASK, V1[:1])
+            self.out = Divert(OUT, direction=Direction.OUT, mark=MARK, mask=MASK)
+            at_interface = way == AT_INTERFACE
+            interface = InterfaceVat("eth0", prefix=240, mark=MARK, mask=MASK, flows=100) if at_interface else None
+            self.path = NetfilterPath(MARK, MASK, V1[:1], interface)
 
     def begin(self, kind: socket.SocketKind, *, source: int, destination: int = 80) -> tuple[socket.socket, Flow]:
         """A program's socket whose first packet is held, and its flow."""
@@ -87,9 +97,10 @@ class Host:
         return self.en.run("nft list map ip natf_en vat").partition("elements")[2]
 
 
+@both_ways
 @spaces.isolated
-def test_a_datagram_and_its_answer_go_by_the_kernel_alone() -> None:
-    host = Host()
+def test_a_datagram_and_its_answer_go_by_the_kernel_alone(way: str) -> None:
+    host = Host(way)
     server = host.server(socket.SOCK_DGRAM)
     program, flow = host.begin(socket.SOCK_DGRAM, source=40000)
     assert host.let_go(flow) == 1
@@ -104,9 +115,10 @@ def test_a_datagram_and_its_answer_go_by_the_kernel_alone() -> None:
     assert host.elements() == "", "nothing is left that could translate what we do not know of"
 
 
+@both_ways
 @spaces.isolated
-def test_a_connection_is_made_used_and_closed() -> None:
-    host = Host()
+def test_a_connection_is_made_used_and_closed(way: str) -> None:
+    host = Host(way)
     server = host.server(socket.SOCK_STREAM)
     program, flow = host.begin(socket.SOCK_STREAM, source=40001)
     assert host.let_go(flow) == 1
@@ -127,10 +139,11 @@ def test_a_connection_is_made_used_and_closed() -> None:
     assert host.waiting() == []
 
 
+@both_ways
 @spaces.isolated
-def test_a_syn_is_always_shown_first() -> None:
+def test_a_syn_is_always_shown_first(way: str) -> None:
     """Its ports may be those of a flow the kernel has."""
-    host = Host()
+    host = Host(way)
     host.router.run("iptables -A INPUT -p tcp -j DROP")
     program, flow = host.begin(socket.SOCK_STREAM, source=40002)
     assert host.let_go(flow) == 1
@@ -139,30 +152,35 @@ def test_a_syn_is_always_shown_first() -> None:
     program.close()
 
 
+@both_ways
 @spaces.isolated
-def test_nothing_leaves_that_was_not_handed_over() -> None:
+def test_nothing_leaves_that_was_not_handed_over(way: str) -> None:
     """A packet let go without its flow, as when somebody has flushed the table."""
-    host = Host()
+    host = Host(way)
     with host.router:
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
     host.begin(socket.SOCK_DGRAM, source=40003)
     for packet in host.waiting():
         host.out.send(packet)
-    host.en.run("nft delete table ip natf_en")
-    _, flow = host.begin(socket.SOCK_DGRAM, source=40004)
-    assert not host.path.hand_over(flow, MAPPED)
-    assert host.path.counters["refused"] == 1
-    for packet in host.waiting():
-        host.out.send(packet)
+    if way == BY_NAT:
+        host.en.run("nft delete table ip natf_en")
+        _, flow = host.begin(socket.SOCK_DGRAM, source=40004)
+        assert not host.path.hand_over(flow, MAPPED)
+        assert host.path.counters["refused"] == 1
+        for packet in host.waiting():
+            host.out.send(packet)
+    else:
+        assert host.path.counters["interface.drop.no_flow"] == 1
     time.sleep(0.05)
     wire.setblocking(False)
     with pytest.raises(BlockingIOError):
         wire.recv(2000)
 
 
+@both_ways
 @spaces.isolated
-def test_what_is_taken_back_or_forgotten_is_shown_again() -> None:
-    host = Host()
+def test_what_is_taken_back_or_forgotten_is_shown_again(way: str) -> None:
+    host = Host(way)
     server = host.server(socket.SOCK_DGRAM)
     programs = [host.begin(socket.SOCK_DGRAM, source=port) for port in (40005, 40006, 40007)]
     packets = host.waiting()
@@ -185,9 +203,10 @@ def test_what_is_taken_back_or_forgotten_is_shown_again() -> None:
     assert len([server.recv(100) for _ in programs]) == 3
 
 
+@both_ways
 @spaces.isolated
-def test_the_next_mapping_is_taken_once_the_flow_was_taken_back() -> None:
-    host = Host()
+def test_the_next_mapping_is_taken_once_the_flow_was_taken_back(way: str) -> None:
+    host = Host(way)
     first = host.server(socket.SOCK_DGRAM)
     program, flow = host.begin(socket.SOCK_DGRAM, source=40008)
     host.let_go(flow)
@@ -202,9 +221,10 @@ def test_the_next_mapping_is_taken_once_the_flow_was_taken_back() -> None:
     assert second.recv(100) == b"elsewhere"
 
 
+@both_ways
 @spaces.isolated
-def test_the_mark_of_others_in_the_rest_of_the_connection_mark_stays() -> None:
-    host = Host()
+def test_the_mark_of_others_in_the_rest_of_the_connection_mark_stays(way: str) -> None:
+    host = Host(way)
     host.server(socket.SOCK_DGRAM)
     host.en.run("iptables -t mangle -I OUTPUT -p udp -j CONNMARK --set-xmark 0x12/0xff")
     _, flow = host.begin(socket.SOCK_DGRAM, source=40009)
@@ -213,9 +233,10 @@ def test_the_mark_of_others_in_the_rest_of_the_connection_mark_stays() -> None:
     assert len(host.path.look()) == 1
 
 
+@both_ways
 @spaces.isolated
-def test_connections_of_others_who_use_our_mark_are_let_alone() -> None:
-    host = Host()
+def test_connections_of_others_who_use_our_mark_are_let_alone(way: str) -> None:
+    host = Host(way)
     server = host.server(socket.SOCK_DGRAM)
     host.en.run("iptables -t mangle -I OUTPUT -d 203.0.113.1 -j CONNMARK --set-mark 0x4e000000")
     with host.en:
@@ -232,9 +253,10 @@ def test_connections_of_others_who_use_our_mark_are_let_alone() -> None:
     assert conntrack.get(Flow(Protocol.UDP, Endpoint(G1, 40010), MAPPED)) is not None
 
 
+@both_ways
 @spaces.isolated
-def test_what_is_left_of_a_look_that_was_given_up_is_not_taken_for_the_next_ones() -> None:
-    host = Host()
+def test_what_is_left_of_a_look_that_was_given_up_is_not_taken_for_the_next_ones(way: str) -> None:
+    host = Host(way)
     host.server(socket.SOCK_DGRAM)
     _, flow = host.begin(socket.SOCK_DGRAM, source=40012)
     host.let_go(flow)
@@ -245,9 +267,12 @@ def test_what_is_left_of_a_look_that_was_given_up_is_not_taken_for_the_next_ones
     assert (dump.listed(), dump.whole) == ([], True)
 
 
+@both_ways
 @spaces.isolated
-def test_what_may_be_left_because_the_table_was_never_listed_whole_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host()
+def test_what_may_be_left_because_the_table_was_never_listed_whole_is_told(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(way)
     monkeypatch.setattr(Dump, "listed", lambda dump: setattr(dump, "whole", False) or [])
     with pytest.raises(OSError, match="could not be listed"):
         host.path.forget()

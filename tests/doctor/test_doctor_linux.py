@@ -134,6 +134,19 @@ def test_rules_without_a_daemon_are_a_warning():
     assert linux.leftover_rules(router(), facts) == []
 
 
+def test_programs_at_an_interface_without_a_daemon_are_a_warning():
+    host = external_node()
+    question = linux.questions(host)["filters"]
+    assert question == ("tc", "filter", "show", "dev", host.role("en").interface.name, "egress")
+    facts = answered(filters="filter protocol ip pref 7800 bpf chain 0 handle 0x1 natf_out direct-action\n")
+    (found,) = linux.leftover_filters(host, facts)
+    assert found.remedy == "start it, or to remove them: natf cleanup en"
+    assert linux.leftover_filters(external_node(77), facts) == []
+    assert linux.leftover_filters(router(), facts) == []
+    assert linux.leftover_filters(host, answered(filters="")) == []
+    assert linux.leftover_filters(host, {}) == []
+
+
 def test_what_the_daemons_check_becomes_findings(outer, monkeypatch):
     monkeypatch.setattr(runner, "check", lambda checks, run: ["no rules", "no forwarding"])
     host = router()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -21,11 +22,17 @@ def unreachable(figure1: Figure1Lab) -> Figure1Lab:
 @pytest.fixture
 def natf(unreachable: Figure1Lab) -> Iterator[Figure1Lab]:
     """The lab with both daemons running; stopped, and whatever a test killed cleaned up, afterwards."""
-    lab = unreachable
+    with running(unreachable):
+        yield unreachable
+
+
+@contextmanager
+def running(lab: Figure1Lab) -> Iterator[None]:
+    """See `natf`."""
     lab.write_files()
     lab.start_router()
     lab.start_en()
-    yield lab
+    yield
     for role, process in (("en", lab.en), ("router", lab.router)):
         if process is None or process.poll() is not None:
             assert lab.natf(role, "cleanup", role).returncode == 0

@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from natf_bsd.lab.capture import CapturedPacket
@@ -66,6 +68,16 @@ for line in sys.stdin:
     connection.request("GET", "/")
     print(connection.sock.getsockname()[1], connection.getresponse().read().split()[2].decode(), flush=True)
 """
+
+
+@contextmanager
+def only_by_the_nat(lab: Figure1Lab) -> Iterator[None]:
+    """A firewall that lets nothing out it has no rule for: a daemon that starts leaves flows to netfilter's NAT."""
+    lab.exec("en", ["iptables", "-A", "OUTPUT", "-j", "ACCEPT"], check=True)
+    lab.exec("en", ["iptables", "-P", "OUTPUT", "DROP"], check=True)
+    yield
+    lab.exec("en", ["iptables", "-P", "OUTPUT", "ACCEPT"], check=True)
+    lab.exec("en", ["iptables", "-D", "OUTPUT", "-j", "ACCEPT"], check=True)
 
 
 class Talk:

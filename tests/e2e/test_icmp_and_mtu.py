@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.figure3 import Figure3Lab
 from natf_bsd.lab.services import big_blocks
+from tests.e2e.steps import only_by_the_nat
 from tests.lab_platform import resolve
 
 pytestmark = pytest.mark.lab
@@ -178,9 +180,8 @@ def proved(way: Way) -> Way:
     return way
 
 
-@pytest.fixture(scope="module")
-def from_external_node(figure1: Figure1Lab) -> Iterator[Way]:
-    lab = figure1
+@contextmanager
+def from_external_node(lab: Figure1Lab) -> Iterator[Way]:
     way = proved(Way(lab, "en", "alice", "alice.home.example.net", ("en", "router"), "plain"))
     daemons = lab.start_router(), lab.start_en()
     yield way
@@ -199,10 +200,22 @@ def from_inside_host(figure3: Figure3Lab) -> Iterator[Way]:
         assert process.stop() == 0, process.output()
 
 
-@pytest.fixture(scope="module", params=["from_external_node", "from_inside_host"])
-def way(request: pytest.FixtureRequest) -> Way:
-    way: Way = request.getfixturevalue(request.param)
-    return way
+@pytest.fixture(
+    scope="module",
+    params=[
+        "from_external_node",
+        pytest.param("from_external_node_by_the_nat", marks=pytest.mark.linux("there the kernel has two ways")),
+        "from_inside_host",
+    ],
+)
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    if request.param == "from_inside_host":
+        yield request.getfixturevalue("from_inside_host")
+        return
+    lab: Figure1Lab = request.getfixturevalue("figure1")
+    by_nat = request.param == "from_external_node_by_the_nat"
+    with only_by_the_nat(lab) if by_nat else nullcontext(), from_external_node(lab) as way:
+        yield way
 
 
 @pytest.fixture

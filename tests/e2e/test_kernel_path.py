@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -13,7 +13,9 @@ from natf_bsd.lab import services
 from natf_bsd.lab.figure1 import Figure1Lab
 from natf_bsd.lab.lab import LabProcess
 from natf_bsd.lab.story import digest
-from tests.e2e.steps import Talk, curl, kill, status, udp
+from tests.datapath.test_interface_vat import unable
+from tests.e2e.conftest import running
+from tests.e2e.steps import Talk, curl, kill, only_by_the_nat, status, udp
 from tests.e2e.test_lifetimes import FORGET, UdpFlow, flow, tcp, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.linux("netfilter")]
@@ -23,6 +25,24 @@ from natf_bsd.natd_bridge.conntrack import Dump
 found = Dump(0x4E000000, 0xFF000000).listed()
 print(len(found), sum(entry.key[4] == 240 for entry in found))
 """
+
+
+AT_INTERFACE, BY_NAT = "at the interface", "by the NAT"
+
+
+@pytest.fixture(params=[AT_INTERFACE, BY_NAT])
+def natf(request: pytest.FixtureRequest, unreachable: Figure1Lab) -> Iterator[Figure1Lab]:
+    """Either way in which the kernel may translate."""
+    by_nat = request.param == BY_NAT
+    if not by_nat and (reason := unable()):
+        pytest.skip(reason)
+    with only_by_the_nat(unreachable) if by_nat else nullcontext(), running(unreachable):
+        assert ("interface.drop.no_flow" in kernel(unreachable)) is not by_nat
+        yield unreachable
+
+
+def kernel(lab: Figure1Lab) -> dict[str, int]:
+    return dict(status(lab, "en")["handles"]["kernel"])
 
 
 def tracked(lab: Figure1Lab) -> tuple[int, int]:
@@ -54,6 +74,39 @@ def download(lab: Figure1Lab, speed: str) -> LabProcess:
     load = lab.spawn("en", argv, name="load")
     lab.wait_until(lambda: copy.exists() and copy.stat().st_size > 1_000_000, load)
     return load
+
+
+def test_flows_take_the_way_that_is_there(natf: Figure1Lab, request: pytest.FixtureRequest) -> None:
+    by_nat = BY_NAT in request.node.name
+    assert "alice" in curl(natf, "http://alice.home.example.net/").stdout
+    counted = kernel(natf)
+    assert (counted["handed_over"], counted["at_interface"]) == (1, 0 if by_nat else 1)
+    assert natf.en is not None
+    said = "flows are translated by netfilter's NAT, not at eth0: its firewall drops what it has no rule for"
+    assert (said in natf.en.output()) is by_nat
+
+
+def programs(lab: Figure1Lab) -> str:
+    shown = [lab.exec("en", ["tc", "filter", "show", "dev", "eth0", way]).stdout for way in ("egress", "ingress")]
+    return "".join(shown)
+
+
+@pytest.mark.parametrize("kernel_path", [True, False])
+def test_a_second_daemon_touches_no_programs_of_the_first(natf: Figure1Lab, kernel_path: bool) -> None:
+    before = programs(natf)
+    elsewhere = {"run_dir": str(natf.run_dir / "elsewhere"), "dns_queue": 1, "out_queue": 2, "in_queue": 3}
+    natf.configure("en", **elsewhere, kernel_path=kernel_path)
+    assert natf.natf("en", "en", "run").returncode == 1
+    natf.configure("en")
+    assert programs(natf) == before
+
+
+def test_programs_of_an_earlier_daemon_are_removed_by_one_that_needs_none(natf: Figure1Lab) -> None:
+    kill(natf.en)
+    natf.start_en(kernel_path=False)
+    assert "natf" not in programs(natf)
+    assert "alice" in curl(natf, "http://alice.home.example.net/").stdout
+    natf.write_files()
 
 
 def test_a_download_needs_no_daemon(natf: Figure1Lab) -> None:

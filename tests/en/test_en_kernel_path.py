@@ -191,7 +191,7 @@ def test_a_flow_that_nobody_answers_is_asked_for_again_and_its_new_mapping_taken
     bench.map(lifetime=86400)
     report(bench, data, 2, 1)
     asked = len(bench.asked)
-    for _ in range(int(SILENCE_SECONDS / LOOK) + 1):
+    for _ in range(int(SILENCE_SECONDS / LOOK)):
         assert len(bench.asked) == asked
         report(bench, data, SILENCE_PACKETS, 0)
     assert len(bench.asked) == asked + 1
@@ -232,23 +232,35 @@ def test_what_the_kernel_has_of_an_earlier_run_is_taken_over_or_ended(bench: Ben
     assert len(again.taken_back) == 3, "a mapping that is not ours"
 
 
-def test_errors_are_left_to_the_kernel_but_for_those_of_routers_on_the_way(bench: Bench, alice: Address) -> None:
-    """It gives every error V1 as its source; traceroute would see nothing else."""
+def test_errors_are_told_by_the_daemon_with_the_source_each_has(bench: Bench, alice: Address) -> None:
+    """A NAT's kernel would give all of them V1 as their source; traceroute would see nothing else."""
     data = bench.udp(alice)
     bench.out(data)
     bench.map()
     seen = build.udp(Endpoint(bench.G1, 40000), Endpoint(bench.G2, 61000), b"hello")
     unreachable = bytes(build.unreachable_for(seen, code=3, source=bench.G2))
     bench.come(unreachable)
-    assert bench.sent == [unreachable]
     expired = bytes(build.time_exceeded_for(seen, source=bench.OTHER))
     bench.come(expired)
+    assert len(bench.dropped) == 2
+    for told, source in zip(bench.told, (alice, bench.OTHER), strict=True):
+        quoted = packet.quoted_flow(told)
+        assert packet.source(told) == source
+        assert quoted is not None
+        assert quoted.key == packet.flow_key(data)
+
+
+def test_a_datagram_that_was_in_fragments_is_told_to_its_program(bench: Bench, alice: Address) -> None:
+    """The kernel has its flow, and did not translate it."""
+    bench.out(bench.udp(alice))
+    bench.map()
+    answer = build.udp(Endpoint(bench.G2, 61000), Endpoint(bench.G1, 40000), bytes(4000))
+    bench.come(bytes(answer))
     assert len(bench.dropped) == 1
     (told,) = bench.told
-    quoted = packet.quoted_flow(told)
-    assert packet.source(told) == bench.OTHER
-    assert quoted is not None
-    assert quoted.key == packet.flow_key(data)
+    assert packet.source(told) == alice
+    assert told[28:] == bytes(4000)
+    assert bench.count("in.sent.translated") == 1
 
 
 def test_a_router_that_says_no_ends_what_the_kernel_carries(bench: Bench, alice: Address) -> None:

@@ -91,7 +91,8 @@ def test_the_plan_of_each_role_follows_its_configuration():
     en = LinuxEn(EnConfig(("a.b",), virtual_prefix=241, mark=0x4F << 24), WAN).plan(WAN)
     assert en.role == "en"
     table, rules, *_ = (command.stdin for command in en.set_up)
-    assert "ip daddr 241.0.0.0/8 ct mark set ct mark and 0xffffff or 0x4f000000" in table
+    assert "ip daddr != 241.0.0.0/8 accept" in table
+    assert "meta mark and 0xff000000 == 0x4f000000 ct mark set ct mark and 0xffffff or 0x4f000000" in table
     assert "-d 241.0.0.0/8" in rules
     assert "0x4f000000/0xff000000" in rules
     router = LinuxRouter(RouterConfig(tun="hairpin", route_table=99), WAN).plan(WAN)

@@ -26,6 +26,7 @@ LAYERS = (
     "divert ops",
     "natd_bridge",
     "firewall",
+    "datapath.ebpf",
     "datapath.netfilter datapath.ipfw_reverse",
     "ddns",
     "platforms",
