@@ -36,7 +36,7 @@ connection.request(1 << 8 | 2, struct.pack("!BBH", 2, 0, 0))  # all IPv4 entries
 UDP_FLOW = """
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    s.settimeout(0.5)
+    s.settimeout(float(sys.argv[2]))
     s.connect((sys.argv[1], 5000))
     for line in sys.stdin:
         try:
@@ -66,15 +66,17 @@ print("done")
 
 
 class UdpFlow:
-    """A UDP socket of the external node, connected to port 5000 of `name`, with one port as long as it lives."""
+    """A UDP socket of the external node, connected to port 5000 of `name`, with one port as long as it lives. It waits
+    `patience` seconds for an answer.
+    """
 
-    def __init__(self, lab: Figure1Lab, name: str) -> None:
-        argv = ["python3", "-c", UDP_FLOW, name]
+    def __init__(self, lab: Figure1Lab, name: str, patience: float = SOME) -> None:
+        argv = ["python3", "-c", UDP_FLOW, name, str(patience)]
         self._process: LabProcess = lab.spawn("en", argv, name="udp", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.port = ""
 
     def send(self) -> str:
-        """What came of one datagram within half a second: the answer, or the name of an error."""
+        """What came of one datagram: the answer, or the name of an error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("hello\n")
@@ -169,7 +171,7 @@ def test_the_same_ports_may_be_used_again_at_once(lab: Figure1Lab, end: str) -> 
 
 def test_after_the_router_lost_its_table_udp_flows_recover_within_a_renewal(lab: Figure1Lab) -> None:
     """By another port of the router, which no program notices."""
-    used = UdpFlow(lab, "alice.home.example.net")
+    used = UdpFlow(lab, "alice.home.example.net", 0.5)
     assert used.send() == "alice: hello"
     port, before = used.port, flow(lab, used.port)
     lose_the_table(lab)
