@@ -47,9 +47,10 @@ class KernelPath(Protocol):
         """How many flows it takes: the busiest, handed over when they are in use. None: all, each with its first
         packet."""
 
-    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+    def hand_over(self, flow: Flow, mapped: Endpoint, leaves: str = "") -> bool:
         """From the next packet on, of those that come to the handle of the flow's way; where there is little `room`,
-        from a later one on. False if it is refused; `Gone` is reported if that turns out later."""
+        from a later one on. `leaves` is the interface by which that packet would leave, as far as it is known. False if
+        it is refused; `Gone` is reported if that turns out later."""
 
     def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
         """Its packets come to that handle again; unless `at_once`, from a later one on."""

@@ -112,7 +112,7 @@ class IpfwReversePath:
     def room(self) -> int:
         return ROOM
 
-    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
+    def hand_over(self, flow: Flow, mapped: Endpoint, leaves: str = "") -> bool:
         """False while the kernel has it still by its last mapping, and for a time after a failure."""
         known = (self._coming, self._held, self._leaving)
         if not self._free or self._now() < self._over_not_before or any(flow.key in flows for flows in known):

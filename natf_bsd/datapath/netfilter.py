@@ -16,9 +16,12 @@ kernel to do later is in the way of the next flow.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from natf_bsd.datapath import Carried, Gone, Report
@@ -37,6 +40,7 @@ INTERVAL: Final = 2.5
 _GIVEN_UP: Final = 10 * INTERVAL  # s after which a look that does not end is no longer waited for
 _LISTINGS: Final = 3  # at most: the kernel's table may change its size while it is listed
 _SHARE: Final = 1 / 33  # of a processor that looks may take: with many flows there are fewer
+_TOGETHER: Final = 128  # flows that are ended before packets have their turn
 
 _COUNTERS: Final = ("handed_over", "at_interface", "refused", "taken_back", "gone", "looks", "failed")
 
@@ -77,19 +81,27 @@ class NetfilterPath:
         self._conntrack = conntrack.Conntrack()
         self._dump = conntrack.Dump(mark, mask)
         self._known: dict[bytes, _Known] = {}
-        self._astray: list[Gone] = []
+        self._astray: dict[bytes, Flow] = {}
+        self._gone: list[Gone] = []
+        self._news = select.epoll()
+        for source in (self._dump, *(() if interface is None else (interface,))):
+            self._news.register(source, select.EPOLLIN)
         self._began = self._due = self._spent = 0.0
 
     @property
     def room(self) -> None:
         return None
 
-    def hand_over(self, flow: Flow, mapped: Endpoint) -> bool:
-        if self._taken_at_interface(flow, mapped):
-            self._known.setdefault(flow.key, _Known(monotonic())).at_interface = mapped
-            self._counters["handed_over"] += 1
-            self._counters["at_interface"] += 1
-            return True
+    def hand_over(self, flow: Flow, mapped: Endpoint, leaves: str = "") -> bool:
+        known = self._known.get(flow.key)
+        if known is None or known.at_interface is not None:
+            if self._taken_at_interface(flow, mapped, leaves):
+                return True
+            if known is not None:
+                # No NAT begins in the middle of a connection: this packet is lost, and the next one makes a new one.
+                self._end_one(flow)
+                self._counters["refused"] += 1
+                return False
         element = _element(flow, mapped)
         if not (self._change((_NEW_ELEMENT, element)) or self._replace(element)):
             self._counters["refused"] += 1
@@ -99,30 +111,31 @@ class NetfilterPath:
         return True
 
     def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
-        self._known.pop(flow.key, None)
         self._counters["taken_back"] += 1
         self._end_one(flow)
 
     def next_deadline(self) -> float:
-        return self._due
+        at_once = self._astray or (self._interface is not None and self._interface.has_doubts)
+        return 0.0 if at_once else self._due
 
     def tick(self, now: float) -> None:
+        self._look_at_interface(now)
         if now >= self._due:
-            self._look_at_interface(now)
             self._due = now + max(INTERVAL, self._spent / _SHARE)
             if not self._dump.under_way or now - self._began > _GIVEN_UP:
                 self._begin(now)
 
     def fileno(self) -> int:
-        return self._dump.fileno()
+        return self._news.fileno()
 
     def receive(self) -> list[Report]:
+        began = monotonic()
+        self._look_at_interface(began)
+        reports: list[Report] = [*self._gone]
+        self._gone.clear()
         if not self._dump.under_way:
             self._dump.receive()  # of one that was given up
-            return []
-        began = monotonic()
-        reports: list[Report] = [*self._astray]
-        self._astray.clear()
+            return reports
         reports += [self._carried(entry, self._began) for entry in self._ours(self._dump.receive())]
         if not self._dump.under_way:
             reports += self._end()
@@ -156,18 +169,21 @@ class NetfilterPath:
 
     def forget(self) -> None:
         self._known.clear()
-        if self._interface is not None:
-            self._interface.remove()
+        self._astray.clear()
         for _ in range(_LISTINGS):
             for entry in self._ours(self._dump.listed()):
                 self._conntrack.forget(flow_of_key(entry.key))
             if self._dump.whole:
-                return
-        raise OSError(errno.EAGAIN, "conntrack could not be listed as a whole")
+                break
+        if self._interface is not None:
+            self._interface.remove()
+        if not self._dump.whole:
+            raise OSError(errno.EAGAIN, "conntrack could not be listed as a whole")
 
     def close(self) -> None:
         self._netlink.close()
         self._conntrack.close()
+        self._news.close()
         self._dump.close()
         if self._interface is not None:
             self._interface.close()
@@ -181,35 +197,49 @@ class NetfilterPath:
         interface = {} if self._interface is None else self._interface.counters
         return self._counters | {f"interface.{name}": count for name, count in interface.items()}
 
-    def _taken_at_interface(self, flow: Flow, mapped: Endpoint) -> bool:
-        if self._interface is None:
+    def _taken_at_interface(self, flow: Flow, mapped: Endpoint, leaves: str) -> bool:
+        interface, known = self._interface, self._known.get(flow.key)
+        if interface is None or leaves not in ("", interface.interface):
             return False
         try:
-            return self._interface.take(flow, mapped)
+            if known is not None and known.at_interface != mapped:
+                interface.drop(flow)
+            if not interface.take(flow, mapped):
+                return False
         except OSError:
             self._counters["failed"] += 1
             return False
+        self._known.setdefault(flow.key, _Known(monotonic())).at_interface = mapped
+        self._astray.pop(flow.key, None)
+        self._counters["handed_over"] += 1
+        self._counters["at_interface"] += 1
+        return True
 
     def _look_at_interface(self, now: float) -> None:
-        """What no longer leaves there begins again, by the NAT."""
-        if self._interface is None:
+        """What no longer leaves there begins again, by the NAT; not all at once."""
+        interface = self._interface
+        if interface is None:
             return
         try:
-            astray = self._interface.tick(now)
+            self._astray |= {flow.key: flow for flow in (interface.tick(now) if now >= self._due else interface.heed())}
         except OSError:
             self._counters["failed"] += 1
-            return
-        for flow in astray:
-            self._known.pop(flow.key, None)
+        for flow in list(islice(self._astray.values(), _TOGETHER)):
             self._end_one(flow)
-        self._astray += [Gone(flow.key) for flow in astray]
-        self._counters["gone"] += len(astray)
+            self._gone.append(Gone(flow.key))
+            self._counters["gone"] += 1
 
     def _end_one(self, flow: Flow) -> None:
+        """In this order: what conntrack does not know is shown to the daemon, and leaves nowhere."""
+        self._known.pop(flow.key, None)
+        self._astray.pop(flow.key, None)
+        self._try(self._conntrack.forget, flow)
+        if self._interface is not None:
+            self._try(self._interface.drop, flow)
+
+    def _try(self, end: Callable[[Flow], None], flow: Flow) -> None:
         try:
-            self._conntrack.forget(flow)
-            if self._interface is not None:
-                self._interface.drop(flow)
+            end(flow)
         except OSError:
             self._counters["failed"] += 1
 

@@ -144,4 +144,51 @@ class NetlinkSocket:
         self.socket.close()
 
 
+class Requests:
+    """Questions to the kernel's `protocol`, one after the other, and its answers. OSError with the kernel's errno."""
+
+    def __init__(self, protocol: int) -> None:
+        self._netlink = NetlinkSocket(protocol)
+        self._netlink.socket.settimeout(_PATIENCE)
+        self._sequence = 0
+
+    @property
+    def port(self) -> int:
+        """The number that changes are made by."""
+        return self._netlink.port
+
+    def ask(self, kind: int, flags: int, body: bytes) -> bytes:
+        """The answer, or the acknowledgement if `flags` want one."""
+        self._send(kind, flags, body)
+        while True:
+            answer = self._netlink.socket.recv(_LARGEST)
+            if sequence_of(answer) == self._sequence:
+                break
+        if status := error_of(answer):
+            raise OSError(status, os.strerror(status))
+        return answer
+
+    def dump(self, kind: int, body: bytes) -> list[tuple[bytes, int, int]]:
+        """Where the bodies of the answer's messages begin and end; none if the kernel has nothing of the sort."""
+        self._send(kind, NLM_F_DUMP, body)
+        found: list[tuple[bytes, int, int]] = []
+        while True:
+            data = self._netlink.socket.recv(_LARGEST)
+            for what, sequence, start, end in messages(data):
+                if sequence != self._sequence:
+                    continue
+                if what in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                found.append((data, start, end))
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        self._netlink.socket.send(message(kind, NLM_F_REQUEST | flags, self._sequence, body))
+
+
+_PATIENCE: Final = 1.0  # s; the kernel answers within the call
+_LARGEST: Final = 1 << 16
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; CPython has no name for it

@@ -176,7 +176,8 @@ class EnNode:
 
     def _hand_over(self, effect: HandOver) -> None:
         kernel = self._carrier()
-        if not kernel.hand_over(effect.flow, effect.mapped):
+        leaves = effect.packets[-1].interface if effect.packets else ""
+        if not kernel.hand_over(effect.flow, effect.mapped, leaves):
             self._perform(self.core.not_handed_over(effect.flow, effect.packets, self._now()))
             return
         for packet in effect.packets:

@@ -37,6 +37,7 @@ Listing: TypeAlias = Mapping[str, tuple[str, ...]]
 
 _SECTIONS = {
     "rules": "firewall rules of natf",
+    "first": "which rule comes first in mangle OUTPUT",
     "nft": "natf's table of nftables, or conntrack's settings",
     "policy": "ip rule",
     "route": "route of the TUN device",

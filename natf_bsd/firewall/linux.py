@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from natf_bsd.firewall import linux_dns, linux_gateway
+from natf_bsd.firewall import linux_dns, linux_gateway, linux_host_rules
 from natf_bsd.firewall.command import Check, Command, Judge, Sysctl
 from natf_bsd.firewall.linux_gateway import IP_NOTHING_THERE, ROUTE_PROTOCOL, Gateway
 from natf_bsd.types import Address, format_address
@@ -47,6 +47,8 @@ _EN_PLACES: Final = (
     ("mangle", "OUTPUT"),
     ("raw", "OUTPUT"),
 )
+# What tells packets of known flows from others there goes by marks that a hook before it made.
+_TELLS_UNKNOWN: Final = ("mangle", "OUTPUT")
 _ROUTER_PLACES: Final = (
     ("nat", "POSTROUTING"),
     ("filter", "INPUT"),
@@ -73,6 +75,11 @@ _WHO_READS: Final = (
     "iptables-save 2>/dev/null; echo '# queues'; cat /proc/net/netfilter/nfnetlink_queue 2>/dev/null || true"
 )
 _QUEUE_NUMBER: Final = re.compile(r"--queue-num (\d+)")
+# The rule that comes first in the hook of `_TELLS_UNKNOWN`.
+_FIRST: Final = (
+    "echo '# first'; printf '%s\\n' \"$rules\" |"
+    " awk '/^\\*/ { table = $1 } table == \"*mangle\" && /^-A OUTPUT / { print; exit }'"
+)
 _LARGEST_PROCESS: Final = 1 << 22  # linux/threads.h, PID_MAX_LIMIT; other netlink ports lie far above
 
 _Place: TypeAlias = tuple[str, str]
@@ -177,10 +184,14 @@ def _interface_chains(fw: EnFirewall, interface: str) -> dict[_Place, list[str]]
         f"-d {fw.prefix} {condition} -j REJECT --reject-with icmp-host-unreachable"
         for condition in (f"-m mark --mark {unknown}", f"! -o {interface}")
     ]
-    chains["raw", "PREROUTING"] = [f"-s {fw.prefix} ! -i lo -m mark ! --mark {mark} -j DROP"]
+    chains["raw", "PREROUTING"] = [
+        f"-s {fw.prefix} -i {interface} -m mark --mark {mark} -j RETURN",
+        f"-s {fw.prefix} ! -i lo -j DROP",
+    ]
     # No bypass: without the daemon nobody could make anything of these.
     chains["mangle", "INPUT"][1:1] = [
-        f"! -s {fw.prefix} ! -i lo -m mark --mark {mark} {to_daemon}",  # about a flow, or of one and once in fragments
+        # About a flow, or of one and once in fragments. What comes out of a tunnel by such a flow keeps the mark.
+        f"! -s {fw.prefix} -i {interface} -m mark --mark {mark} {to_daemon}",
         # The connection was forgotten. If this made a new one, it would be the other way round.
         f"-s {fw.prefix} -m mark --mark {unknown} {to_daemon}",
     ]
@@ -202,10 +213,16 @@ def _nft_table(fw: EnFirewall) -> str:
     rest = 0xFFFFFFFF ^ fw.mask
     marked = f"and {rest:#x} or {fw.mark:#x}"
     complement = f"and {rest:#x} or {fw.unknown_mark:#x}"
+    # By the interface's number: where a new device has the name, nothing is rewritten yet. Such a flow, and one that
+    # leaves by another interface, goes to the daemon.
     unknown = f"""
     chain unknown {{
         type filter hook output priority -151
-        ip daddr {fw.prefix} ct mark and {fw.mask:#x} != {fw.mark:#x} meta mark set meta mark {complement}
+        ip daddr != {fw.prefix} accept
+        ct mark and {fw.mask:#x} != {fw.mark:#x} meta mark set meta mark {complement} accept
+        oif "{fw.rewritten_at}" accept
+        ct status dnat accept
+        meta mark set meta mark {complement}
     }}
     chain unknown_answers {{
         type filter hook input priority -151
@@ -240,21 +257,6 @@ def kernel_path_works(fw: EnFirewall) -> Check:
     """Whether nft and the kernel take what the kernel path needs."""
     script = f"nft --check -f - && cat /proc/sys/{_ACCOUNTING.name}"
     return Check(Command(("sh", "-c", script), stdin=_nft_table(fw)), _judge_kernel_path)
-
-
-def lets_out() -> Check:
-    """Whether this host's own rules let out what they do not know: those that do not must see where packets go."""
-    script = "iptables-save; nft list chains 2>/dev/null || true"
-    return Check(Command(("sh", "-c", script)), _judge_policies)
-
-
-_DROPS: Final = re.compile(r"^:(?:OUTPUT|POSTROUTING) DROP|hook (?:output|postrouting) .*policy drop", re.MULTILINE)
-
-
-def _judge_policies(status: int, output: str) -> str | None:
-    if _DROPS.search(output):
-        return "its firewall drops what it has no rule for, and must see routers' addresses, not virtual ones"
-    return None
 
 
 def _judge_kernel_path(status: int, output: str) -> str | None:
@@ -329,6 +331,8 @@ def _router_chains(fw: RouterFirewall) -> dict[_Place, list[str]]:
 def en_rules(fw: EnFirewall) -> list[Command]:
     """Set up the external node; may run again at any time. A gateway's TUN must be open already."""
     rules = _set_up("EN", _EN_PLACES, _chains_of(fw))
+    if fw.rewritten_at is not None:
+        rules.insert(1, _no_longer_second("EN", *_TELLS_UNKNOWN))
     if fw.kernel_path:  # first: a packet let go before its translation is there would be refused
         rules.insert(0, Command(("nft", "-f", "-"), stdin=_nft_table(fw)))
     return rules if fw.gateway is None else rules + linux_gateway.route(fw.gateway, fw.prefix)
@@ -415,12 +419,14 @@ def probe_router(fw: RouterFirewall) -> list[Check]:
     ]
 
 
-def en_look(interface: str, gateway: Gateway | None = None, *, kernel_path: bool = False) -> tuple[str, ...]:
-    """The process that lists all `en_rules` makes, and the addresses of the outer interface; see `guard.read`."""
+def en_look(fw: EnFirewall, interface: str) -> tuple[str, ...]:
+    """The process that lists all `en_rules` makes, the addresses of the outer interface, and for `linux_host_rules`
+    what it reads; see `guard.read`."""
     settings = f"cd /proc/sys && cat {_ACCOUNTING.name} {_LIBERAL.name}"
     listing = f"echo '# nft'; nft -t list table ip {NFT_TABLE} 2>/dev/null; {settings}"
-    table = (listing,) if kernel_path else ()
-    return _look("EN", interface, *table, *(() if gateway is None else linux_gateway.look(gateway)))
+    table = (listing,) if fw.kernel_path else ()
+    around = () if fw.rewritten_at is None else (_FIRST, f"echo '# host'; {linux_host_rules.listing(fw.prefix)}")
+    return _look("EN", interface, *table, *around, *(() if fw.gateway is None else linux_gateway.look(fw.gateway)))
 
 
 def router_look(fw: RouterFirewall) -> tuple[str, ...]:
@@ -500,6 +506,17 @@ def _jump(role: str, table: str, hook: str) -> Command:
     # First, before anything that accepts or drops. The price: what a queue gives back goes on at the next hook, so a
     # site's own rules behind ours in the same chain do not see it.
     return Command((*iptables, "-I", hook, "1", *target), unless=(*iptables, "-C", hook, *target))
+
+
+def _no_longer_second(role: str, table: str, hook: str) -> Command:
+    """Whoever comes before our jump may take away the marks it goes by."""
+    iptables, name = ("iptables", *_WAIT, "-t", table), _name(role, hook)
+    is_first = f"iptables -t {table} -S {hook} | grep ^-A | head -n 1 | grep -q -e '-j {name}$'"
+    return Command(
+        (*iptables, "-D", hook, *_COMMENT, "-j", name),
+        unless=("sh", "-c", is_first),
+        may_fail=_IPTABLES_NOTHING_THERE,
+    )
 
 
 def _undo(role: str, places: Sequence[_Place]) -> list[Command]:

@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from natf_bsd.divert import netlink
@@ -192,9 +192,9 @@ class Dump:
         self._netlink.close()
 
 
-def forget_untranslated(mark: int, mask: int, destinations: Collection[Address]) -> None:
-    """Delete the entries with the connection mark `mark` within `mask` to one of these addresses that no NAT has
-    changed. OSError if some may be left."""
+def forget_untranslated(mark: int, mask: int, concerns: Callable[[Address], bool]) -> None:
+    """Delete the entries with the connection mark `mark` within `mask` to addresses that this `concerns` and that no
+    NAT has changed. OSError if some may be left."""
     dump = Dump(mark, mask)
     try:
         flows = [(flow_of_key(entry.key), entry.mapped) for entry in dump.listed()]
@@ -204,7 +204,7 @@ def forget_untranslated(mark: int, mask: int, destinations: Collection[Address])
     conntrack = Conntrack()
     try:
         for flow, mapped in flows:
-            if flow.destination == mapped and mapped.address in destinations:
+            if flow.destination == mapped and concerns(mapped.address):
                 conntrack.forget(flow)
     finally:
         conntrack.close()

@@ -16,15 +16,17 @@ from natf_bsd.divert.inside import FromInside, ToInside, TunInjector
 from natf_bsd.divert.nfqueue import NfqueueBackend
 from natf_bsd.divert.tun import TunDevice
 from natf_bsd.errors import NatfError
-from natf_bsd.firewall import linux, runner
+from natf_bsd.firewall import linux, linux_host_rules, runner
 from natf_bsd.firewall.guard import Listing
 from natf_bsd.firewall.linux_gateway import Gateway
+from natf_bsd.firewall.linux_host_rules import HostRules
 from natf_bsd.firewall.plan import Plan, Remains
 from natf_bsd.firewall.runner import ProcSys
 from natf_bsd.natd_bridge import conntrack
 from natf_bsd.natd_bridge.netfilter import NetfilterBridge
 from natf_bsd.ops import interfaces
 from natf_bsd.ops.interfaces import Interface
+from natf_bsd.ops.process import run_process
 from natf_bsd.platforms import EnPorts, RouterPorts, Way
 from natf_bsd.types import Address, Direction, parse_address
 
@@ -67,12 +69,21 @@ def _forget(config: EnConfig | None) -> None:
         path.close()
 
 
-def _remove_programs() -> None:
-    """Of an earlier run."""
+def _remove_programs(config: EnConfig) -> None:
+    """Of an earlier run. Flows first: without the programs their packets would leave as they are."""
     try:
+        if conntrack.problem() is None:
+            conntrack.forget_untranslated(config.mark, MARK_MASK, lambda to: to[0] == config.virtual_prefix)
         ebpf.remove()
     except OSError as error:
         log.warning("programs of an earlier run may be at an interface (natf cleanup removes them): %s", error.strerror)
+
+
+def _host_rules(config: EnConfig) -> HostRules:
+    done = run_process(("sh", "-c", linux_host_rules.listing(config.virtual_network)), None)
+    if done.status:
+        return HostRules(f"its firewall cannot be looked at: {done.stderr.strip() or 'no message'}")
+    return linux_host_rules.read(done.stdout.splitlines(), config.virtual_network)
 
 
 def _kernel_path(config: EnConfig, interface: ebpf.InterfaceVat | None = None) -> NetfilterPath:
@@ -128,7 +139,7 @@ class LinuxEn:
         if not runner.check([linux.not_in_use("en", own)]):  # else this one will not start, and nothing there is ours
             self._interface_vat = self._open_interface_vat() if self._kernel_path else None
             if self._interface_vat is None:
-                _remove_programs()
+                _remove_programs(config)
         kernel = self._open_kernel_path(stack) if self._kernel_path else None
         return EnPorts((dns,), Way(out, inward, injector, kernel), injector, control, inside)
 
@@ -154,16 +165,19 @@ class LinuxEn:
     def _open_interface_vat(self) -> ebpf.InterfaceVat | None:
         """None where flows must take the NAT's way."""
         config, name = self._config, self.interface.name
+        rules = _host_rules(config)
         # A gateway routes virtual addresses to its TUN device.
-        problems = ["this host is a gateway"] if self._gateway else runner.check([linux.lets_out()])
+        problem = "this host is a gateway" if self._gateway else rules.refusal
         try:
-            if not problems:
-                return ebpf.InterfaceVat(
+            if problem is None:
+                vat = ebpf.InterfaceVat(
                     name, prefix=config.virtual_prefix, mark=config.mark, mask=MARK_MASK, flows=config.maximum_flows
                 )
+                vat.heed_rules(rules.refusal, rules.denied)
+                return vat
         except OSError as error:
-            problems = [error.strerror or str(error)]
-        log.info("flows are translated by netfilter's NAT, not at %s: %s", name, problems[0])
+            problem = error.strerror or str(error)
+        log.info("flows are translated by netfilter's NAT, not at %s: %s", name, problem)
         return None
 
     def _open_inside(self, stack: ExitStack) -> Way:
@@ -189,7 +203,7 @@ class LinuxEn:
             self._from_inside.source = interface.address
         where = self._follow(interface)
         rules = _rules(self._config, gateway, kernel_path=self._kernel_path, rewritten_at=where)
-        look = linux.en_look(interface.name, gateway, kernel_path=self._kernel_path)
+        look = linux.en_look(rules, interface.name)
         demanded = [linux.kernel_path_works(rules)] if self._config.kernel_path else []
         return Plan(
             "en",
@@ -201,15 +215,12 @@ class LinuxEn:
         )
 
     def _follow(self, interface: Interface) -> str | None:
-        """Where flows are rewritten from now on, if anywhere."""
+        """Where flows may be rewritten from now on, if anywhere."""
         if self._interface_vat is None:
             return None
         if self._interface_vat.interface != interface.name:
-            try:
-                self._interface_vat.follow(interface.name)
-            except OSError as error:
-                log.warning("flows are not translated at %s but by netfilter's NAT: %s", interface.name, error)
-        return self._interface_vat.interface
+            self._interface_vat.follow(interface.name)
+        return interface.name
 
     def _gateway_on(self, interface: Interface) -> Gateway:
         config = self._config
@@ -229,10 +240,13 @@ class LinuxEn:
         nothing.
         """
         if conntrack.problem() is None:  # else nothing can be translated by the kernel either
-            conntrack.forget_untranslated(self._config.mark, MARK_MASK, routers)
+            conntrack.forget_untranslated(self._config.mark, MARK_MASK, routers.__contains__)
 
     def looked(self, found: Listing, now: float) -> None:
-        return
+        """The host's own rules may be others now."""
+        if self._interface_vat is not None:
+            rules = linux_host_rules.read(found.get("host", ()), self._config.virtual_network)
+            self._interface_vat.heed_rules(rules.refusal, rules.denied)
 
     def next_look(self) -> float | None:
         return None

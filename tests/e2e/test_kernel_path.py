@@ -109,6 +109,77 @@ def test_programs_of_an_earlier_daemon_are_removed_by_one_that_needs_none(natf: 
     natf.write_files()
 
 
+@pytest.fixture
+def at_interface(unreachable: Figure1Lab) -> Iterator[Figure1Lab]:
+    if reason := unable():
+        pytest.skip(reason)
+    with running(unreachable):
+        yield unreachable
+
+
+def answered_by(lab: Figure1Lab) -> str:
+    """The way that a new flow takes, once it is answered."""
+    before = kernel(lab)["at_interface"]
+    assert "alice" in curl(lab, "http://alice.home.example.net/").stdout
+    return AT_INTERFACE if kernel(lab)["at_interface"] > before else BY_NAT
+
+
+def reload(lab: Figure1Lab) -> None:
+    """The daemon looks at the host at once."""
+    assert lab.natf("en", "en", "reload").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "raw PREROUTING -s 240.0.0.0/4 -j DROP",
+        "filter OUTPUT -d 224.0.0.0/3 -j REJECT",
+        "filter OUTPUT -m owner ! --uid-owner 0 -d 203.0.113.0/24 -j REJECT",
+    ],
+)
+def test_rules_of_the_host_that_come_later_and_go_again(at_interface: Figure1Lab, rule: str) -> None:
+    """What is open goes on by the other way, and nothing new is lost."""
+    talk = Talk(at_interface, "en", "alice.home.example.net")
+    before = talk.request()
+    table, *rest = rule.split()
+    at_interface.exec("en", ["iptables", "-t", table, "-A", *rest], check=True)
+    reload(at_interface)
+    assert answered_by(at_interface) == BY_NAT
+    assert talk.request() == before
+    at_interface.exec("en", ["iptables", "-t", table, "-D", *rest], check=True)
+    reload(at_interface)
+    assert answered_by(at_interface) == AT_INTERFACE
+    assert talk.request() == before
+
+
+def test_flows_go_on_when_somebody_takes_the_programs_place(at_interface: Figure1Lab) -> None:
+    talk = Talk(at_interface, "en", "alice.home.example.net")
+    before = talk.request()
+    at_interface.exec("en", ["tc", "qdisc", "del", "dev", "eth0", "clsact"], check=True)
+    assert talk.request() == before
+    assert answered_by(at_interface) == AT_INTERFACE
+    with asleep(at_interface.en):  # it would be faster
+        for change in "del dev eth0 clsact", "add dev eth0 ingress":
+            at_interface.exec("en", ["tc", "qdisc", *change.split()], check=True)
+    assert talk.request() == before
+    assert answered_by(at_interface) == BY_NAT
+    at_interface.exec("en", ["tc", "qdisc", "del", "dev", "eth0", "ingress"], check=True)
+    until(lambda: answered_by(at_interface) == AT_INTERFACE, 5)
+    assert talk.request() == before
+
+
+def test_marks_that_others_take_away(at_interface: Figure1Lab) -> None:
+    talk = Talk(at_interface, "en", "alice.home.example.net")
+    before = talk.request()
+    for others in ["CONNMARK", "--restore-mark"], ["MARK", "--set-mark", "1"]:
+        at_interface.exec("en", ["iptables", "-t", "mangle", "-I", "OUTPUT", "-j", *others], check=True)
+        assert talk.request() == before
+        reload(at_interface)
+        assert answered_by(at_interface) == AT_INTERFACE
+        assert talk.request() == before
+        at_interface.exec("en", ["iptables", "-t", "mangle", "-D", "OUTPUT", "-j", *others], check=True)
+
+
 def test_a_download_needs_no_daemon(natf: Figure1Lab) -> None:
     load = download(natf, "8M")
     with asleep(natf.en):
@@ -171,7 +242,7 @@ def test_flows_go_on_when_somebody_flushes_every_table_of_nftables(natf: Figure1
     talk = Talk(natf, "en", "alice.home.example.net")
     before = talk.request()
     natf.exec("en", ["nft", "delete", "table", "ip", "natf_en"], check=True)
-    assert natf.natf("en", "en", "reload").returncode == 0
+    reload(natf)
     assert "natf_en" in table(natf)
     assert talk.request() == before
     assert "alice" in curl(natf, "http://alice.home.example.net/").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -380,7 +381,8 @@ def test_rules_of_others_that_get_in_front_of_ours_are_no_matter_of_waiting(site
 
 
 def test_what_is_listed_of_each_role() -> None:
-    assert linux.en_look("eth0") == (
+    rules = linux.EnFirewall("240.0.0.0/8", dns_queue=1, out_queue=2, in_queue=3, mark=1, mask=1)
+    assert linux.en_look(rules, "eth0") == (
         "sh",
         "-c",
         "rules=$(iptables-save) || exit\n"
@@ -388,7 +390,7 @@ def test_what_is_listed_of_each_role() -> None:
         "echo '# address'; ip -o -4 address show dev eth0 scope global 2>/dev/null || true",
     )
     gateway = Gateway("wan", G2, mtu=1500, tun="natf1", queue=1, mark=1)
-    assert linux.en_look("wan", gateway)[2].splitlines()[1:] == [
+    assert linux.en_look(replace(rules, gateway=gateway), "wan")[2].splitlines()[1:] == [
         "echo '# rules'; printf '%s\\n' \"$rules\" | grep NATF-EN-",
         "echo '# route'; ip -4 route show table main proto 78 2>/dev/null",
         "echo '# settings'; cd /proc/sys && cat net/ipv4/conf/natf1/rp_filter net/ipv6/conf/natf1/disable_ipv6"

@@ -362,13 +362,49 @@ def test_the_guard_sees_what_others_do_to_a_router_and_a_second_set_up_mends_it(
 def test_the_guard_sees_what_others_do_to_an_external_node() -> None:
     host = Host()
     host.apply(linux.en_rules(EN))
-    expected = look(host, linux.en_look("wan"))
-    assert guard.judge(expected, look(host, linux.en_look("wan")), HOME) == guard.Finding((), HOME)
+    expected = look(host, linux.en_look(EN, "wan"))
+    assert guard.judge(expected, look(host, linux.en_look(EN, "wan")), HOME) == guard.Finding((), HOME)
     for table in "filter", "mangle", "raw":
         host.space.run(f"iptables -t {table} -F")
-        assert guard.judge(expected, look(host, linux.en_look("wan")), HOME).changed == ("firewall rules of natf",)
+        assert guard.judge(expected, look(host, linux.en_look(EN, "wan")), HOME).changed == ("firewall rules of natf",)
         host.apply(linux.en_rules(EN))
-        assert look(host, linux.en_look("wan")) == expected
+        assert look(host, linux.en_look(EN, "wan")) == expected
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian package nftables)")
+@spaces.isolated
+def test_the_guard_sees_who_comes_before_the_rules_that_go_by_marks() -> None:
+    host = Host()
+    rules = replace(EN, kernel_path=True, rewritten_at="wan")
+    listing = linux.en_look(rules, "wan")
+    host.apply(linux.en_rules(rules))
+    expected = look(host, listing)
+    first = "which rule comes first in mangle OUTPUT"
+    for others in "-p tcp -j MARK --set-mark 1", "-j CONNMARK --restore-mark":
+        host.space.run(f"iptables -t mangle -I OUTPUT {others}")
+        assert guard.judge(expected, look(host, listing), HOME).changed == (first,)
+        host.apply(linux.en_rules(rules))
+        assert guard.judge(expected, look(host, listing), HOME).changed == ()
+    jumps = [line for line in host.space.run("iptables -t mangle -S OUTPUT").splitlines() if "NATF" in line]
+    assert len(jumps) == 1
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (Debian package nftables)")
+@spaces.isolated
+def test_the_guard_sees_a_new_device_that_has_the_name() -> None:
+    """Rules that go by its number let nothing out by it before they are renewed."""
+    host = Host()
+    rules = replace(EN, kernel_path=True, rewritten_at="wan")
+    listing = linux.en_look(rules, "wan")
+    host.apply(linux.en_rules(rules))
+    expected = look(host, listing)
+    host.space.run("ip link del wan")
+    host.space.run("ip link add wan type veth peer name other")
+    assert (
+        "natf's table of nftables, or conntrack's settings" in guard.judge(expected, look(host, listing), HOME).changed
+    )
+    host.apply(linux.en_rules(rules))
+    assert look(host, listing)["nft"] == expected["nft"]
 
 
 @spaces.isolated
@@ -377,7 +413,7 @@ def test_the_guard_sees_what_others_do_to_one_that_serves_inside_hosts() -> None
     with host.space:
         tun = TunDevice("natf1", "nothing goes")
     host.apply(linux.en_rules(GATEWAY_EN))
-    listing = linux.en_look("wan", GATEWAY)
+    listing = linux.en_look(GATEWAY_EN, "wan")
     expected = look(host, listing)
     rules, route, device = "firewall rules of natf", "route of the TUN device", "TUN device"
     for spoil, changed in (

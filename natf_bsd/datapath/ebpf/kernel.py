@@ -25,18 +25,13 @@ _PROGRAM_LOAD: Final = 5
 _PROGRAM_BY_ID: Final = 13
 _MAP_BY_ID: Final = 14
 _INFORMATION: Final = 15
+_QUERY: Final = 16
 
 _TRAFFIC_CLASSIFIER: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
 
-# Number of the system call, by machine.
-_SYSTEM_CALLS: Final = {
-    "x86_64": 321,
-    "aarch64": 280,
-    "riscv64": 280,
-    "armv7l": 386,
-    "ppc64le": 361,
-    "s390x": 351,
-}
+# Number of the system call, by machine; a 32-bit program may run on a 64-bit one.
+_SYSTEM_CALLS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_SYSTEM_CALLS_32: Final = {"x86_64": 357, "i686": 357, "aarch64": 386, "armv8l": 386, "armv7l": 386, "armv6l": 386}
 
 _ELEMENT: Final = struct.Struct("=I4xQQQ")  # map, addresses of key and value, flags
 _NEW_MAP: Final = struct.Struct("=IIIII8x16s")  # type, sizes of key and value, most entries, flags; name
@@ -47,6 +42,7 @@ _MAP_IDS: Final = struct.Struct("=52xIQ")  # how many, where to
 _MOST_MAPS: Final = 16
 _LOG: Final = 1 << 16
 _BY_ID: Final = struct.Struct("=III")
+_ASKED_WHO: Final = struct.Struct("=II16xI36x")  # interface, place; how many
 
 
 class Map:
@@ -157,6 +153,18 @@ def maps_of(identities: Collection[int]) -> dict[str, Map]:
     return found
 
 
+def attached(index: int, place: int) -> int:
+    """How many programs are attached to `place` of an interface (linux/bpf.h, bpf_attach_type); 0 where the kernel has
+    no such place."""
+    asked = _buffer(_ASKED_WHO.pack(index, place, 0))
+    try:
+        _bpf(_QUERY, asked)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOSPC):
+            raise
+    return int(_ASKED_WHO.unpack(asked.raw)[2])
+
+
 def lift_limit() -> None:
     """Before 5.11 maps are counted against what a process may lock in memory, 64 KB by default."""
     try:
@@ -176,7 +184,8 @@ def _buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
 
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_NUMBER: Final = _SYSTEM_CALLS.get(platform.machine())
+_WORD_SIZE: Final = struct.calcsize("P")
+_NUMBER: Final = (_SYSTEM_CALLS if _WORD_SIZE == 8 else _SYSTEM_CALLS_32).get(platform.machine())
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:

@@ -32,10 +32,10 @@ VALUE_SIZE: Final = 8
 FRAGMENT_KEY_SIZE: Final = 12
 """What is kept of a fragment is the flow's value."""
 
-NO_FLOW, FORGED = range(2)
-"""Places in the map of counters, of 64 bits each: packets dropped because they had no flow, or came from a virtual
-address."""
-COUNTERS: Final = 2
+NO_FLOW, FORGED, FAILED = range(3)
+"""Places in the map of counters, of 64 bits each: packets dropped because they had no flow, came from a virtual
+address, or could not be changed."""
+COUNTERS: Final = 3
 
 _VALUE: Final = struct.Struct("!4sH2s")
 _KEY_FIELDS: Final = struct.Struct("!4s4sHHB3x")
@@ -54,7 +54,13 @@ _LOAD_BYTES: Final = 26
 _PSEUDO_HEADER: Final = 0x10
 _ZERO_IS_NONE: Final = 0x20  # BPF_F_MARK_MANGLED_0: a UDP checksum of 0 is none, and none becomes 0
 
-_MARK_OF_PACKET: Final = 8  # struct __sk_buff
+# Fields of struct __sk_buff; the VLAN's are those of a tag that is no longer among the bytes.
+_MARK_OF_PACKET: Final = 8
+_ETHERTYPE: Final = 16
+_HAS_VLAN: Final = 20
+_VLAN: Final = 24
+_IPV4: Final = socket.htons(0x0800)
+_VLAN_NUMBER: Final = 0x0FFF
 
 # An IPv4 header and the first four bytes behind it, where they are read to, and some of their fields.
 _READ: Final = 24
@@ -150,18 +156,20 @@ def vat_out(maps: Descriptors, *, prefix: int, link_header: int) -> bytes:
     a.set(R4, 0)
     a.call(_UPDATE)
     a.label("whole")
-    _translate(a, link_header, _DESTINATION, otherwise="no flow")
+    _translate(a, link_header, _DESTINATION, otherwise="failed")
     a.jump("go on")
     a.label("later fragment")
     _fragment_key(a)
     _look_up(a, maps.fragments, _FRAGMENT_KEY, otherwise="no flow")
     _change_address(a, _DESTINATION)
     a.set(R2, link_header + _CHECKSUM - _HEADER)
-    _store(a, _CHECKSUM, _ADDRESSES)
+    _store(a, _CHECKSUM, _ADDRESSES, otherwise="failed")
     a.label("go on")
     a.leave(_GO_ON)
     a.label("no flow")
     _count_and_drop(a, maps, NO_FLOW)
+    a.label("failed")
+    _count_and_drop(a, maps, FAILED)
     return a.code()
 
 
@@ -182,7 +190,7 @@ def vat_in(maps: Descriptors, *, prefix: int, link_header: int, mark: int, mask:
     _flow_key(a)
     _look_up(a, maps.inward, _KEY, otherwise="go on")
     a.if_unequal(R8, 0, "mark")
-    _translate(a, link_header, _SOURCE, otherwise="go on")
+    _translate(a, link_header, _SOURCE, otherwise="failed")
     a.jump("mark")
     a.label("error")
     a.if_unequal(R8, 0, "go on")
@@ -197,6 +205,8 @@ def vat_in(maps: Descriptors, *, prefix: int, link_header: int, mark: int, mask:
     a.leave(_GO_ON)
     a.label("forged")
     _count_and_drop(a, maps, FORGED)
+    a.label("failed")
+    _count_and_drop(a, maps, FAILED)
     return a.code()
 
 
@@ -204,8 +214,18 @@ def vat_in(maps: Descriptors, *, prefix: int, link_header: int, mark: int, mask:
 
 
 def _read_header(a: assembly.Assembly, link_header: int) -> None:
-    """The last fragment of a datagram may have fewer bytes behind it than ports would take."""
+    """The last fragment of a datagram may have fewer bytes behind it than ports would take.
+
+    A tag of VLAN 0 has a priority only: its packet is the interface's own. Others are of VLAN devices."""
     a.move(R6, R1)
+    a.load(WORD, R2, R6, _ETHERTYPE)
+    a.if_unequal(R2, _IPV4, "go on")
+    a.load(WORD, R2, R6, _HAS_VLAN)
+    a.if_equal(R2, 0, "own")
+    a.load(WORD, R2, R6, _VLAN)
+    a.both(R2, _VLAN_NUMBER)
+    a.if_unequal(R2, 0, "go on")
+    a.label("own")
     _load_bytes(a, link_header, _HEADER, _READ)
     a.if_equal(R0, 0, "read")
     a.store_number(WORD, FRAME, _PORTS, 0)
@@ -323,13 +343,13 @@ def _translate(a: assembly.Assembly, link_header: int, address: int, *, otherwis
     a.store(HALF, FRAME, port, R2)
     a.if_unequal(R7, link_header + _PLAIN_HEADER, "options")
     a.set(R2, link_header + _CHECKSUM - _HEADER)
-    _store(a, _CHECKSUM, _ADDRESSES + 4)
+    _store(a, _CHECKSUM, _ADDRESSES + 4, otherwise=otherwise)
     a.jump("stored")
     a.label("options")
     a.set(R2, link_header + _CHECKSUM - _HEADER)
-    _store(a, _CHECKSUM, _ADDRESSES)
+    _store(a, _CHECKSUM, _ADDRESSES, otherwise=otherwise)
     a.move(R2, R7)
-    _store(a, _PORTS, 4)
+    _store(a, _PORTS, 4, otherwise=otherwise)
     a.label("stored")
 
 
@@ -354,20 +374,21 @@ def _count_and_drop(a: assembly.Assembly, maps: Descriptors, counter: int) -> No
     a.load_map(R1, maps.counters)
     _place(a, R2, _COUNTER_KEY)
     a.call(_LOOK_UP)
-    a.if_equal(R0, 0, "drop")
+    a.if_equal(R0, 0, f"drop {counter}")
     a.set(R1, 1)
     a.add_to_memory(R0, 0, R1)
-    a.label("drop")
+    a.label(f"drop {counter}")
     a.leave(_DROP)
 
 
-def _store(a: assembly.Assembly, frame: int, size: int) -> None:
-    """From the frame into the packet at R2. What could be read can be written: the result need not be looked at."""
+def _store(a: assembly.Assembly, frame: int, size: int, *, otherwise: str) -> None:
+    """From the frame into the packet at R2. The kernel may have no memory for a copy it can change."""
     a.move(R1, R6)
     _place(a, R3, frame)
     a.set(R4, size)
     a.set(R5, 0)
     a.call(_STORE_BYTES)
+    a.if_unequal(R0, 0, otherwise)
 
 
 def _place(a: assembly.Assembly, register: int, offset: int) -> None:

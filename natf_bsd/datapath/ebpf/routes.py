@@ -9,7 +9,6 @@ it carries our protocol number, as all routes of ours do.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -35,15 +34,6 @@ _PREFERRED_SOURCE: Final = 7
 _ON_LINK: Final = 4  # the gateway is a neighbour, whatever other routes say
 _WORD: Final = struct.Struct("=I")
 
-# Links, addresses, routes and rules: what a next hop depends on.
-_CHANGES: Final = 0x1 | 0x10 | 0x40 | 0x80
-_LARGEST: Final = 1 << 16
-_PATIENCE: Final = 1.0  # s; the kernel answers within the call
-
-_GET_POLICIES: Final = 37  # linux/xfrm.h, XFRM_MSG_GETSPDINFO
-_POLICY_COUNTS: Final = 1
-_COUNTS: Final = struct.Struct("=II")  # inward, outward
-
 
 class NextHop(NamedTuple):
     """The interface's number, the neighbour the packet is given to, and the source a program's packet gets."""
@@ -57,12 +47,12 @@ class Routes:
     """Of this network namespace. OSError with the kernel's errno."""
 
     def __init__(self) -> None:
-        self._netlink = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
-        self._netlink.socket.settimeout(_PATIENCE)
-        self._events = netlink.NetlinkSocket(netlink.NETLINK_ROUTE, _CHANGES)
-        self._events.socket.setblocking(False)
-        self._own = self._netlink.port
-        self._sequence = 0
+        self._netlink = netlink.Requests(netlink.NETLINK_ROUTE)
+
+    @property
+    def port(self) -> int:
+        """The netlink port that changes are made by."""
+        return self._netlink.port
 
     def way(self, destination: Address, source: Address) -> NextHop | None:
         """None if there is none by a wire."""
@@ -72,7 +62,7 @@ class Routes:
             + netlink.attribute(_SOURCE, source)
         )
         try:
-            answer = self._ask(_GET_ROUTE, 0, body)
+            answer = self._netlink.ask(_GET_ROUTE, 0, body)
         except OSError as error:
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
                 return None
@@ -101,20 +91,20 @@ class Routes:
             if error.errno not in (errno.ESRCH, errno.ENODEV):
                 raise
 
-    def changed(self) -> bool:
-        """Whether something a next hop depends on is another since this was last asked, and not by us."""
-        found = False
-        while True:
-            try:
-                found |= netlink.sender_of(self._events.socket.recv(_LARGEST)) != self._own
-            except BlockingIOError:
-                return found
-            except OSError:  # more than we could keep
-                found = True
+    def ours(self, first: int) -> list[Address]:
+        """Destinations of the host routes that `add` has made, in this run or an earlier one, which begin with the byte
+        `first`."""
+        asked = _HEADER.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        found: list[Address] = []
+        for data, start, end in self._netlink.dump(_GET_ROUTE, asked):
+            _, length, _, _, table, protocol, *_ = _HEADER.unpack_from(data, start)
+            if (length, table, protocol) == (32, _MAIN, ROUTE_PROTOCOL):
+                where = netlink.attributes(data, start + _HEADER.size, end)[_DESTINATION]
+                found.append(Address(data[slice(*where)]))
+        return [address for address in found if address[0] == first]
 
     def close(self) -> None:
         self._netlink.close()
-        self._events.close()
 
     def _change(self, kind: int, flags: int, destination: Address, way: NextHop | None) -> None:
         flag = _ON_LINK if way else 0
@@ -126,35 +116,4 @@ class Routes:
                 + netlink.attribute(_OUT_INTERFACE, _WORD.pack(way.interface))
                 + netlink.attribute(_PREFERRED_SOURCE, way.source)
             )
-        self._ask(kind, flags | netlink.NLM_F_ACK, body)
-
-    def _ask(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
-        connection = self._netlink.socket
-        connection.send(netlink.message(kind, netlink.NLM_F_REQUEST | flags, self._sequence, body))
-        while True:
-            answer = connection.recv(_LARGEST)
-            if netlink.sequence_of(answer) == self._sequence:
-                break
-        if status := netlink.error_of(answer):
-            raise OSError(status, os.strerror(status))
-        return answer
-
-
-def encrypts() -> bool:
-    """Whether this host has a policy to encrypt some of what it sends (IPsec). Policies go by addresses: one for G2
-    would not see V1."""
-    try:
-        connection = netlink.NetlinkSocket(netlink.NETLINK_XFRM)
-    except OSError:
-        return False
-    try:
-        connection.socket.settimeout(_PATIENCE)
-        connection.socket.send(netlink.message(_GET_POLICIES, netlink.NLM_F_REQUEST, 1, _WORD.pack(0)))
-        answer = connection.socket.recv(_LARGEST)
-        found = netlink.attributes(answer, netlink.HEADER.size + _WORD.size, len(answer))
-        if netlink.error_of(answer) is not None or _POLICY_COUNTS not in found:
-            return False
-        return bool(_COUNTS.unpack_from(answer, found[_POLICY_COUNTS][0])[1])
-    finally:
-        connection.close()
+        self._netlink.ask(kind, flags | netlink.NLM_F_ACK, body)

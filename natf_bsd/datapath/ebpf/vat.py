@@ -2,6 +2,9 @@
 
 Conntrack and the host's own rules see such a flow as the program does, G1:s <-> V1:d, and no NAT has to do with it.
 That costs less per packet than netfilter's NAT does, which routes each one again (docs/kernel-path.md).
+
+Whatever keeps a packet from the programs lets it leave as it is. So flows are here only while the programs are known
+to be in force, and go to the NAT when that ends.
 """
 
 from __future__ import annotations
@@ -9,17 +12,19 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
 import socket
 import struct
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, TypeAlias
 
 from natf_bsd.datapath.ebpf import kernel, programs
-from natf_bsd.datapath.ebpf.interface import INWARD, NAMES, OUT, Filters, link_header
-from natf_bsd.datapath.ebpf.routes import NextHop, Routes, encrypts
+from natf_bsd.datapath.ebpf.changes import Changes, encrypts
+from natf_bsd.datapath.ebpf.interface import INWARD, OUT, Filters
+from natf_bsd.datapath.ebpf.place import Place
+from natf_bsd.datapath.ebpf.routes import NextHop, Routes
 from natf_bsd.ops.loop import monotonic
 from natf_bsd.types import Address, Endpoint, Flow, format_address
 from natf_bsd.wire.packet import flow_of_key
@@ -28,10 +33,14 @@ log = logging.getLogger(__name__)
 
 _HEEDS_CHANGES: Final = 0.05  # s after which a change of routes is asked for again
 _KEEPS_ROUTE: Final = 60.0  # s; names are mostly used again
+_SLICE: Final = 0.005  # s in which ways are looked at again; packets wait meanwhile
 _FRAGMENTS: Final = 1024  # datagrams of which some fragments are still to be sent; one is sent as a whole
 _MOST_WAYS: Final = 4096
 _INDEX: Final = struct.Struct("=I")
 _COUNT: Final = struct.Struct("=Q")
+
+_Way: TypeAlias = tuple[Address, Address]
+"""Of some flows to a virtual address: the address it is mapped to, and their source."""
 
 
 def _shapes(flows: int) -> dict[str, tuple[int, int, int, int]]:
@@ -47,9 +56,10 @@ def _shapes(flows: int) -> dict[str, tuple[int, int, int, int]]:
 
 @dataclass(slots=True)
 class _Virtual:
-    """A virtual address: the keys of its flows here, whether it has a route of ours, and since when it has no flow."""
+    """A virtual address: the keys of its flows here by their ways, whether it has a route of ours, and since when it
+    has no flow."""
 
-    flows: set[bytes] = field(default_factory=set)
+    flows: dict[_Way, set[bytes]] = field(default_factory=dict)
     ours: bool = False
     idle_since: float = 0.0
 
@@ -58,66 +68,56 @@ class InterfaceVat:
     """`prefix` is the first byte of virtual addresses; `mark` within `mask` is what translated packets carry inward,
     `flows` how many there may be.
 
-    OSError, with a reason one can read, if this kernel or `interface` can have none. Flows of an earlier run are taken
-    over. Open until `close`, which leaves all in force; `remove` takes it back.
+    OSError, with a reason one can read, if this kernel or `interface` can have none; programs may be attached then.
+    Flows of an earlier run are taken over. Open until `close`, which leaves all in force; `remove` takes it back.
     """
 
     def __init__(self, interface: str, *, prefix: int, mark: int, mask: int, flows: int) -> None:
         self.interface = interface
-        self._prefix, self._mark, self._mask = prefix, mark, mask
-        self._index = 0
-        self._attached: dict[str, int] = {}
+        self._prefix = prefix
         self._counters: Counter[str] = Counter()
-        self._failing = self._changed = False
         self._asked = -math.inf
         self._virtual: dict[Address, _Virtual] = {}
         # Kept until something changes: asking is in the way of a flow's first packet.
         self._ways: dict[tuple[Address, Address], NextHop | None] = {}
         self._unreachable: set[tuple[Address, Address]] = set()
+        self._doubted: deque[tuple[Address, _Way]] = deque()
+        self._refusal: str | None = None
+        self._denied: tuple[IPv4Network, ...] = ()
         self._filters = Filters()
         self._routes = Routes()
+        self._changes = Changes((self._filters.port, self._routes.port))
         self._maps: dict[str, kernel.Map] = {}
         try:
             kernel.lift_limit()
             shapes = _shapes(flows)
             self._maps = self._adopted(shapes) or {name: kernel.Map.create(name, *shapes[name]) for name in shapes}
-            self.follow(interface)
+            names = ("natf_out", "natf_in", "natf_fragments", "natf_counters")
+            descriptors = programs.Descriptors(*(self._maps[name].descriptor for name in names))
+            self._place = Place(self._filters, descriptors, prefix=prefix, mark=mark, mask=mask)
+            self._obstacle = self._find_obstacle()
+            if self._obstacle is not None:
+                raise OSError(errno.ENOTSUP, self._obstacle)
             self._adopt_flows()
         except BaseException:
             self.close()
             raise
 
     def follow(self, interface: str) -> None:
-        """Be at `interface`, and no longer at another one. OSError as for the class."""
-        try:
-            index = socket.if_nametoindex(interface)
-        except OSError:
-            raise OSError(errno.ENODEV, f"there is no interface {interface}") from None
-        header = link_header(interface)
-        if encrypts():
-            raise OSError(errno.ENOTSUP, "this host encrypts what it sends to some addresses (IPsec)")
-        maps = programs.Descriptors(
-            *(self._maps[name].descriptor for name in ("natf_out", "natf_in", "natf_fragments", "natf_counters"))
-        )
-        code = {
-            INWARD: programs.vat_in(maps, prefix=self._prefix, link_header=header, mark=self._mark, mask=self._mask),
-            OUT: programs.vat_out(maps, prefix=self._prefix, link_header=header),
-        }
-        for place, instructions in code.items():
-            program = kernel.load(NAMES[place], instructions)
-            try:
-                self._filters.attach(index, place, program)
-            finally:
-                os.close(program)
-            attached = self._filters.program(index, place)
-            if attached is None:
-                raise OSError(errno.EIO, f"a filter that was set on {interface} is not there")
-            self._attached[place] = attached
-        self.interface, self._index = interface, index
-        self._leave_others()
+        """Be at `interface`, and no longer at another one."""
+        self.interface = interface
+        self._look_again()
+
+    def heed_rules(self, refusal: str | None, denied: Collection[IPv4Network]) -> None:
+        """What the host's own rules say: why they allow of no flow here, if they don't, and to which addresses they
+        deny packets. They see virtual ones here."""
+        if (refusal, tuple(denied)) != (self._refusal, self._denied):
+            self._refusal, self._denied = refusal, tuple(denied)
+            self._look_again()
 
     def take(self, flow: Flow, mapped: Endpoint) -> bool:
         """Translate `flow` from its next packet on; false if it does not leave where we are, or there is no room."""
+        self._note_changes(monotonic())
         if not self._leaves_here(flow, mapped):
             return False
         answers, key = programs.key_of_answers(flow, mapped), flow.key
@@ -129,7 +129,7 @@ class InterfaceVat:
             self._counters["refused"] += 1
             self._maps["natf_in"].delete(answers)
             return False
-        self._virtual.setdefault(flow.destination.address, _Virtual()).flows.add(key)
+        self._note(key, flow, mapped)
         return True
 
     def mapped(self, flow_key: bytes) -> Endpoint | None:
@@ -145,24 +145,37 @@ class InterfaceVat:
         self._maps["natf_out"].delete(programs.key_of(flow.key))
         self._maps["natf_in"].delete(programs.key_of_answers(flow, mapped))
         virtual = self._virtual.get(flow.destination.address)
-        if virtual is not None:
-            virtual.flows.discard(flow.key)
+        if virtual is None:
+            return
+        way = mapped.address, flow.source.address
+        keys = virtual.flows.get(way, set())
+        keys.discard(flow.key)
+        if not keys:
+            virtual.flows.pop(way, None)
             virtual.idle_since = monotonic()
 
     def tick(self, now: float) -> list[Flow]:
-        """See to it that the programs are in force. Returns the flows whose packets do not go where they should any
-        more, because routes have changed; they are here still."""
-        self._stay_attached()
+        """See to it that the programs are in force. Returns as `heed`."""
         for address in [a for a, v in self._virtual.items() if not v.flows and now - v.idle_since > _KEEPS_ROUTE]:
             self._forget_virtual(address)
-        self._asked = -math.inf
-        self._note_changes(now)
-        if not self._changed:
-            return []
-        self._changed = False
-        known = [flow_of_key(key) for virtual in self._virtual.values() for key in virtual.flows]
-        encrypting = encrypts()
-        return [flow for flow in known if encrypting or not self._still_leaves_here(flow)]
+        if self._changes.heard() or self._find_obstacle() != self._obstacle:
+            self._look_again()
+        return self._judge()
+
+    def heed(self) -> list[Flow]:
+        """Take note of what has changed, as soon as `fileno` is readable. Returns flows whose packets do not go where
+        they should any more; they are here still."""
+        if self._changes.heard():
+            self._look_again()
+        return self._judge()
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether `heed` has more to look at."""
+        return bool(self._doubted)
+
+    def fileno(self) -> int:
+        return self._changes.fileno()
 
     def __iter__(self) -> Iterator[bytes]:
         """`Flow.key` of all flows that are here."""
@@ -180,11 +193,12 @@ class InterfaceVat:
             table.close()
         self._filters.close()
         self._routes.close()
+        self._changes.close()
 
     @property
     def counters(self) -> dict[str, int]:
         """`refused`: the tables had no room; `attached_again`; and packets dropped at the interface: `drop.no_flow`,
-        `drop.forged` (a virtual address as their source)."""
+        `drop.forged` (a virtual address as their source), `drop.failed` (the kernel could not change them)."""
         counters = self._maps["natf_counters"]
 
         def dropped(place: int) -> int:
@@ -193,17 +207,21 @@ class InterfaceVat:
 
         return {
             "refused": self._counters["refused"],
-            "attached_again": self._counters["attached_again"],
+            "attached_again": self._place.attached_again,
             "drop.no_flow": dropped(programs.NO_FLOW),
             "drop.forged": dropped(programs.FORGED),
+            "drop.failed": dropped(programs.FAILED),
         }
+
+    def _note(self, key: bytes, flow: Flow, mapped: Endpoint) -> None:
+        virtual = self._virtual.setdefault(flow.destination.address, _Virtual())
+        virtual.flows.setdefault((mapped.address, flow.source.address), set()).add(key)
 
     def _leaves_here(self, flow: Flow, mapped: Endpoint) -> bool:
         """Whether what goes to V1 goes the way of G2, by our interface; sees to it where it can be had by a route."""
-        self._note_changes(monotonic())
         virtual, source = flow.destination.address, flow.source.address
-        wanted = self._way(mapped.address, source)
-        if wanted is None or wanted.interface != self._index:
+        wanted = self._wanted(mapped.address, source)
+        if wanted is None:
             return False
         if _same(self._way(virtual, source), wanted):
             return True
@@ -224,23 +242,57 @@ class InterfaceVat:
         self._unreachable.add((virtual, source))
         return False
 
-    def _still_leaves_here(self, flow: Flow) -> bool:
-        mapped, source = self.mapped(flow.key), flow.source.address
-        if mapped is None:
-            return False
-        wanted = self._way(mapped.address, source)
-        there = self._way(flow.destination.address, source)
-        return wanted is not None and wanted.interface == self._index and _same(there, wanted)
+    def _wanted(self, mapped: Address, source: Address) -> NextHop | None:
+        """The way that a flow must take to be here; None: none does."""
+        if self._obstacle is not None or self._is_denied(mapped):
+            return None
+        way = self._way(mapped, source)
+        return way if way is not None and way.interface == self._place.index else None
+
+    def _is_denied(self, mapped: Address) -> bool:
+        return bool(self._denied) and any(IPv4Address(mapped) in network for network in self._denied)
 
     def _note_changes(self, now: float) -> None:
         """Not for every one of many flows that begin together."""
         if now < self._asked + _HEEDS_CHANGES:
             return
         self._asked = now
-        if self._routes.changed():
-            self._changed = True
-            self._ways.clear()
-            self._unreachable.clear()
+        if self._changes.heard():
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Nothing is as sure as it was."""
+        obstacle = self._find_obstacle()
+        if obstacle is not None and self._obstacle is None:
+            log.warning("flows are not translated at %s but by netfilter's NAT: %s", self.interface, obstacle)
+        elif obstacle is None and self._obstacle is not None:
+            log.info("flows are translated at %s again", self.interface)
+        self._obstacle = obstacle
+        self._ways.clear()
+        self._unreachable.clear()
+        self._doubted = deque((address, way) for address, virtual in self._virtual.items() for way in virtual.flows)
+
+    def _find_obstacle(self) -> str | None:
+        """Why no flow can be here now. What somebody took away is put back first."""
+        found = self._place.settle(self.interface)
+        if encrypts():
+            return "this host encrypts what it sends to some addresses (IPsec)"
+        return found or self._refusal
+
+    def _judge(self) -> list[Flow]:
+        """The flows that are astray, of those it has the time for."""
+        until = monotonic() + _SLICE
+        astray: list[Flow] = []
+        while self._doubted and monotonic() < until:
+            address, way = self._doubted.popleft()
+            virtual = self._virtual.get(address)
+            flows = virtual.flows.get(way) if virtual else None
+            if not flows:
+                continue
+            wanted = self._wanted(*way)
+            if wanted is None or not _same(self._way(address, way[1]), wanted):
+                astray += map(flow_of_key, flows)
+        return astray
 
     def _way(self, destination: Address, source: Address) -> NextHop | None:
         key = destination, source
@@ -271,32 +323,13 @@ class InterfaceVat:
         return None
 
     def _adopt_flows(self) -> None:
-        """An earlier run's routes are as good as ours."""
+        """And routes."""
+        now = monotonic()
+        for address in self._routes.ours(self._prefix):
+            self._virtual[address] = _Virtual(ours=True, idle_since=now)
         for key in self:
-            flow = flow_of_key(key)
-            self._virtual.setdefault(flow.destination.address, _Virtual(ours=True)).flows.add(key)
-
-    def _stay_attached(self) -> None:
-        """Somebody may have cleared the interface, or it was away."""
-        try:
-            index = socket.if_nametoindex(self.interface)
-            if index == self._index and all(
-                self._filters.program(index, place) == program for place, program in self._attached.items()
-            ):
-                return
-            self.follow(self.interface)
-            self._counters["attached_again"] += 1
-        except OSError as error:
-            if not self._failing:
-                log.warning("flows of virtual addresses stop at %s: %s", self.interface, error)
-            self._failing = True
-        else:
-            self._failing = False
-
-    def _leave_others(self) -> None:
-        for index, _ in socket.if_nameindex():
-            if index != self._index:
-                self._filters.detach(index)
+            if (mapped := self.mapped(key)) is not None:
+                self._note(key, flow_of_key(key), mapped)
 
 
 def remove() -> None:
