@@ -17,7 +17,8 @@ class Carried:
     """Packets of the flow with this `Flow.key` that the kernel has translated since its last report, at `since`
     (monotonic seconds): `out` to the router, `inward` back. `mapped` is where it sends them.
 
-    `fins` (0 to 2) and `reset` are what it has seen of a TCP connection's end, ever.
+    `fins` (0 to 2) and `reset` are what it has seen of a TCP connection's end, ever. `unacknowledged`: whether this
+    side waits for an acknowledgement now; None: that is not known.
     """
 
     key: bytes
@@ -27,6 +28,7 @@ class Carried:
     inward: int
     fins: int = 0
     reset: bool = False
+    unacknowledged: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

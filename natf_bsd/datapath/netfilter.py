@@ -270,7 +270,7 @@ class NetfilterPath:
             if known.at_interface is None:  # of an earlier run
                 known.at_interface = self._interface.mapped(entry.key)
             mapped = known.at_interface or mapped
-        return Carried(entry.key, mapped, since, out, inward, entry.fins, entry.reset)
+        return Carried(entry.key, mapped, since, out, inward, entry.fins, entry.reset, entry.unacknowledged)
 
     def _end(self) -> list[Report]:
         """What has not been seen, though it was there when the look began."""

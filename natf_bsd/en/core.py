@@ -393,7 +393,13 @@ class EnCore:
         key = report.key
         if report.inward and entry.suspect:
             self._negotiations.called_off(key)
-        entry.note_carried(report.out, report.inward, report.fins, reset=report.reset, since=report.since, now=now)
+        entry.note_carried(
+            *(report.out, report.inward, report.fins),
+            reset=report.reset,
+            since=report.since,
+            now=now,
+            unacknowledged=report.unacknowledged,
+        )
         self._negotiations.in_use(key, established=entry.state is TcpState.ESTABLISHED)
         passed = bool(report.out or report.inward)
         if (passed and key in self._unconfirmed) or entry.renew_due(now, passed=passed):

@@ -29,6 +29,8 @@ _COUNTERS_REPLY: Final = 10
 _MARK_MASK: Final = 21
 _PROTOCOL_STATE: Final = 4  # CTA_PROTOINFO
 _STATE_OF_TCP: Final = 1  # CTA_PROTOINFO_TCP, and in it CTA_PROTOINFO_TCP_STATE
+_FLAGS_OF_SENDER: Final = 4  # CTA_PROTOINFO_TCP_FLAGS_ORIGINAL
+_UNACKNOWLEDGED: Final = 0x10  # IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 
 _CLOSED: Final = 8  # TCP_CONNTRACK_CLOSE: a RST was seen
 
@@ -109,7 +111,8 @@ def problem() -> str | None:
 
 class Tracked(NamedTuple):
     """A TCP or UDP flow in conntrack's table: `Flow.key` of its first packet, where its answers come from, packets each
-    way (0 where they are not counted), how many FINs were seen, and whether a RST was."""
+    way (0 where they are not counted), how many FINs were seen, and whether a RST was. `unacknowledged`: whether its
+    first sender waits for an acknowledgement; None where that is not told, as of UDP."""
 
     key: bytes
     mapped: Endpoint
@@ -117,6 +120,7 @@ class Tracked(NamedTuple):
     inward: int
     fins: int
     reset: bool
+    unacknowledged: bool | None
 
 
 class Dump:
@@ -215,7 +219,7 @@ def forget_untranslated(mark: int, mask: int, concerns: Callable[[Address], bool
 def _tracked(data: bytes | bytearray, offset: int, end: int) -> Tracked | None:
     """None for what is neither TCP nor UDP."""
     out = inward = state = 0
-    key, mapped = b"", None
+    key, mapped, unacknowledged = b"", None, None
     while offset + netlink.ATTRIBUTE.size <= end:
         length, kind = netlink.ATTRIBUTE.unpack_from(data, offset)
         value, kind = offset + netlink.ATTRIBUTE.size, kind & _TYPE
@@ -233,12 +237,14 @@ def _tracked(data: bytes | bytearray, offset: int, end: int) -> Tracked | None:
             (inward,) = _PACKETS.unpack_from(data, value)
         elif kind == _PROTOCOL_STATE:
             of_tcp = _value(data, value, offset + length, _STATE_OF_TCP)
-            found = of_tcp and _value(data, *of_tcp, _STATE_OF_TCP)
-            state = data[found[0]] if found else 0
+            if of_tcp is not None:
+                found, flags = (_value(data, *of_tcp, wanted) for wanted in (_STATE_OF_TCP, _FLAGS_OF_SENDER))
+                state = data[found[0]] if found else 0
+                unacknowledged = bool(data[flags[0]] & _UNACKNOWLEDGED) if flags else None
         offset += max(netlink.align(length), netlink.ATTRIBUTE.size)
     if mapped is None:
         return None
-    return Tracked(key, mapped, out, inward, _FINS.get(state, 0), state == _CLOSED)
+    return Tracked(key, mapped, out, inward, _FINS.get(state, 0), state == _CLOSED, unacknowledged)
 
 
 def _marked(mark: int, mask: int) -> bytes:

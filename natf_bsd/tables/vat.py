@@ -41,9 +41,9 @@ class VatEntry:
     """One flow. `flow` is G1:s -> V1:d as the application has it, `mapped` is G2:m, `lifetime` the router's answer (s).
 
     `direct`: the other side does not speak NAT-f and m = d. `state` is None for UDP. `suspect`: something hints at a
-    lost mapping. `renew_not_before` is for the core: when a renewal failed, the next may start no sooner. So is `way`:
-    the handle its packets come from; None until the first, as after a restart. `syn_sequence`: of the SYN that
-    opened it. `in_kernel`: the kernel translates it.
+    lost mapping. `waits`: data of the application's are unacknowledged, says the kernel. `renew_not_before` is for the
+    core: when a renewal failed, the next may start no sooner. So is `way`: the handle its packets come from; None until
+    the first, as after a restart. `syn_sequence`: of the SYN that opened it. `in_kernel`: the kernel translates it.
     """
 
     flow: Flow
@@ -61,6 +61,7 @@ class VatEntry:
     syn_sequence: int | None = field(init=False, repr=False, default=None)
     state: TcpState | None = field(init=False)
     suspect: bool = field(init=False, default=False)
+    waits: bool = field(init=False, default=False)
     unanswered: int = field(init=False, default=0)
     unanswered_since: float = field(init=False, default=0.0)
     _out_rewrite: Rewrite | None = field(init=False, repr=False, default=None)
@@ -130,10 +131,23 @@ class VatEntry:
         if self.state is TcpState.OPENING or (flags & _EVENTFUL and self.state is not None):
             self._tcp_in(flags)
 
-    def note_carried(self, out: int, inward: int, fins: int, *, reset: bool, since: float, now: float) -> None:
-        """The kernel has translated so many packets since `since`, and has seen so many FINs in all, or a RST."""
+    def note_carried(
+        self,
+        out: int,
+        inward: int,
+        fins: int,
+        *,
+        reset: bool,
+        since: float,
+        now: float,
+        unacknowledged: bool | None = None,
+    ) -> None:
+        """The kernel has translated so many packets since `since`, and has seen so many FINs in all, or a RST.
+        `unacknowledged`: whether the application waits for an acknowledgement; None: the kernel does not say.
+        """
+        self.waits = unacknowledged is True
         if out:
-            if not self.unanswered or since - self.last_out > SILENCE_GAP:
+            if not self.unanswered or (since - self.last_out > SILENCE_GAP and not self.waits):
                 self.unanswered = 0
                 self.unanswered_since = now  # nobody knows when, but not later
             self.unanswered += out
@@ -143,6 +157,8 @@ class VatEntry:
             if out:  # the last of these may have come after the last answer
                 self.unanswered = 1
                 self.unanswered_since = now
+        if unacknowledged is False and self.state is TcpState.ESTABLISHED:
+            self.unanswered = 0
         if self.state is None:
             return
         if reset:
@@ -162,7 +178,7 @@ class VatEntry:
         if self.direct or now < self.renew_not_before or self.state in (TcpState.CLOSING, TcpState.CLOSED):
             return False
         if not passed:
-            return self._silent(now) and now - self.last_out <= SILENCE_GAP
+            return self._silent(now) and (self.waits or now - self.last_out <= SILENCE_GAP)
         return self.suspect or self._silent(now) or self._udp_due(now)
 
     def _silent(self, now: float) -> bool:

@@ -140,6 +140,14 @@ def test_a_connection_is_made_used_and_closed(way: str) -> None:
     assert isinstance(seen, Carried)
     assert (seen.key, seen.mapped, seen.fins, seen.reset) == (flow.key, MAPPED, 0, False)
     assert min(seen.out, seen.inward) > 2
+    assert seen.unacknowledged is False
+    host.router.run("iptables -A OUTPUT -p tcp -j DROP")
+    program.send(b"and who hears that")
+    (seen,) = host.look()
+    assert isinstance(seen, Carried)
+    assert seen.unacknowledged is True
+    host.router.run("iptables -F OUTPUT")
+    assert connection.recv(100) == b"and who hears that"
     connection.close()
     program.close()
     time.sleep(0.1)

@@ -450,14 +450,24 @@ REPEATED = (0.0, 0.2, 0.6, 1.4, 3.0, 6.2, 12.6, 25.4)  # s; TCP's repetitions, e
 LOOKS = 2.5  # s between two looks at what the kernel has carried
 
 
-def asked_by_looks(sent: tuple[float, ...], answered: tuple[float, ...], phase: float, entry: VatEntry) -> float | None:
-    """When the router is asked again first, in seconds: packets go out at `sent` and come in at `answered`."""
-    before = phase - LOOKS
-    for number in range(12):
-        now = phase + LOOKS * number
+def asked_by_looks(
+    sent: tuple[float, ...],
+    answered: tuple[float, ...],
+    phase: float,
+    entry: VatEntry,
+    *,
+    looks: float = LOOKS,
+    waits: tuple[float, ...] | None = None,
+) -> float | None:
+    """When the router is asked again first, in seconds: packets go out at `sent` and come in at `answered`. `waits`:
+    from when on (and till when, in turns) the kernel says that data are unacknowledged."""
+    before = phase - looks
+    for number in range(24):
+        now = phase + looks * number
         out, inward = (sum(before < at <= now for at in times) for times in (sent, answered))
-        if out or inward:
-            entry.note_carried(out, inward, 0, reset=False, since=START + before, now=START + now)
+        told = None if waits is None else bool(sum(at <= now for at in waits) % 2)
+        if out or inward or told is not None:
+            entry.note_carried(out, inward, 0, reset=False, since=START + before, now=START + now, unacknowledged=told)
         if entry.renew_due(START + now, passed=bool(out or inward)):
             return now
         before = now
@@ -500,6 +510,32 @@ def test_what_is_answered_is_not_asked_for(phase: float, delay: float) -> None:
 @pytest.mark.parametrize("phase", [round(0.5 * n, 1) for n in range(6)])
 def test_a_last_acknowledgement_is_no_silence(phase: float) -> None:
     assert asked_by_looks((0.0, 0.1, 0.2, 0.3), (0.05, 0.15, 0.25), phase, carried(TCP_FLOW)) is None
+
+
+@pytest.mark.parametrize("looks", [LOOKS, 1.3 * LOOKS])
+@pytest.mark.parametrize("phase", [round(0.1 * n, 1) for n in range(26)])
+def test_data_that_wait_are_asked_for_early_by_late_looks_too(phase: float, looks: float) -> None:
+    asked = asked_by_looks((-0.5, *REPEATED), (-0.5,), phase, carried(TCP_FLOW), looks=looks, waits=(0.0,))
+    assert asked is not None
+    assert asked < 12.6
+
+
+@pytest.mark.parametrize("phase", [round(0.25 * n, 2) for n in range(11)])
+def test_what_was_acknowledged_is_not_asked_for(phase: float) -> None:
+    """A burst one way, and acknowledgements of what came: more packets out than in at the end."""
+    sent = tuple(0.1 * n for n in range(60))
+    assert asked_by_looks(sent, sent[:30], phase, carried(TCP_FLOW), waits=(0.05, 3.05)) is None
+
+
+def test_data_that_wait_are_asked_for_however_long_the_router_is_away() -> None:
+    """TCP's pauses get longer than any after which packets are no longer counted together."""
+    entry = carried(TCP_FLOW)
+    away = (*REPEATED, 51.0, 102.0)
+    assert asked_by_looks((-0.5, *away), (-0.5,), 0.3, entry, waits=(0.0,)) is not None
+    for now in range(60, 130, 5):
+        out = int(any(now - 5 < at <= now for at in away))
+        entry.note_carried(out, 0, 0, reset=False, since=START + now - LOOKS, now=START + now, unacknowledged=True)
+        assert entry.renew_due(START + now, passed=bool(out))
 
 
 def test_an_idle_connection_that_wakes_up_is_not_silent():
