@@ -20,7 +20,8 @@ from typing import Final
 
 from natf_bsd.datapath import Gone, Report
 from natf_bsd.firewall.ipfw import FLOWS_IN, FLOWS_OUT, FLOWS_TYPE
-from natf_bsd.ops.process import TIME_LIMIT, Completed, Process, Run, Start
+from natf_bsd.ops.loop import monotonic
+from natf_bsd.ops.process import TIMED_OUT, Completed, Process, Run, Start
 from natf_bsd.types import Endpoint, Flow, Protocol, format_address
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ PATIENCE: Final = 60.0
 """Seconds after a batch that failed in which nothing is handed over."""
 
 _POLL: Final = 0.02  # s between two looks whether ipfw(8) has ended, which takes it a few ms
+_LOOP_WAITS: Final = 0.5  # s at most, in which no packet is looked at
+_KILLED_AFTER: Final = 5.0  # s
+_SEEN_AFTER: Final = 2.0  # s in which a list of instances may be under way
 _BATCH: Final = ("ipfw", "-q", "/dev/stdin")
 _INSTANCES: Final = ("ipfw", "nat", "show", "config")
 _MODULE: Final = ("kldstat", "-q", "-m", "ipfw_nat")
@@ -50,11 +54,12 @@ _OURS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A flow that has instance `number`."""
+    """A flow that has instance `number`, and was to be handed over at `since`."""
 
     flow: Flow
     mapped: Endpoint
     number: int
+    since: float
 
     def hand_over(self) -> list[str]:
         virtual = self.flow.destination
@@ -118,10 +123,12 @@ class IpfwReversePath:
         if not self._free or self._now() < self._over_not_before or any(flow.key in flows for flows in known):
             self._counters["refused"] += 1
             return False
-        self._coming[flow.key] = _Held(flow, mapped, self._free.popleft())
+        self._coming[flow.key] = _Held(flow, mapped, self._free.popleft(), self._now())
         return True
 
     def take_back(self, flow: Flow, *, at_once: bool = True) -> None:
+        """An ipfw(8) that takes its time is not waited for longer than half a second: the flow's packets may go by its
+        last mapping until it has ended."""
         key = flow.key
         if (coming := self._coming.pop(key, None)) is not None:
             self._free.append(coming.number)
@@ -144,6 +151,19 @@ class IpfwReversePath:
 
     def fileno(self) -> None:
         return None
+
+    def see(self, listed: Iterable[str]) -> None:
+        """Take back the flows whose instance is not among `listed`, lines of `ipfw nat show config`: somebody deleted
+        it, and ipfw refuses their packets."""
+        there = {int(line.split()[2]) for line in listed if is_ours(line)}
+        early = self._now() - _SEEN_AFTER
+        lost = [held for held in self._held.values() if held.number not in there and held.since < early]
+        for held in lost:
+            self._leaving[held.flow.key] = self._held.pop(held.flow.key)
+            self._reports.append(Gone(held.flow.key))
+        if lost:
+            self._counters["gone"] += len(lost)
+            log.warning("somebody deleted instances of `ipfw nat`: %d flows of natf are taken back", len(lost))
 
     def receive(self) -> list[Report]:
         reports, self._reports = self._reports, []
@@ -169,7 +189,7 @@ class IpfwReversePath:
         return []
 
     def forget(self) -> None:
-        self._wait()
+        self._wait(_KILLED_AFTER)
         for flows in (self._coming, self._held, self._leaving):
             self._free.extend(held.number for held in flows.values())
             flows.clear()
@@ -177,7 +197,7 @@ class IpfwReversePath:
 
     def close(self) -> None:
         """Takes all back: without a daemon nobody sees a flow end, and the stand-in refuses its packets anyway."""
-        self._wait()
+        self._wait(_KILLED_AFTER)
         self._leaving |= self._held
         if not self._leaving:
             return
@@ -202,6 +222,9 @@ class IpfwReversePath:
         for held in over:
             del self._coming[held.flow.key]
             self._held[held.flow.key] = held
+        self._start_batch(back, over, now)
+
+    def _start_batch(self, back: tuple[_Held, ...], over: tuple[_Held, ...], now: float) -> None:
         self._counters["batches"] += 1
         self._batch = _Batch(self._start(_BATCH, _text(back, over)), back, over, now)
         self._poll_at = now + _POLL
@@ -210,9 +233,9 @@ class IpfwReversePath:
         batch = self._batch
         if batch is None:
             return
-        if now - batch.began > TIME_LIMIT:
-            batch.process.kill()
         done = batch.process.ended()
+        if done is None and now - batch.began > _KILLED_AFTER:
+            done = _killed(batch.process)
         if done is None:
             self._poll_at = now + _POLL
         else:
@@ -247,16 +270,29 @@ class IpfwReversePath:
         self._counters["gone"] += len(gone)
 
     def _settle(self) -> None:
-        """Wait until all that is leaving has left."""
-        self._wait()
-        back = tuple(self._leaving.values())
-        if back:
-            self._counters["batches"] += 1
-            self._end(back, (), self._run(_BATCH, _text(back, ())))
+        """Wait until all that is leaving has left, or the loop can wait no longer."""
+        until = monotonic() + _LOOP_WAITS
+        self._wait_for_batch(_LOOP_WAITS)
+        if self._batch is None and self._leaving:
+            self._start_batch(tuple(self._leaving.values()), (), self._now())
+            self._wait_for_batch(max(0.0, until - monotonic()))
 
-    def _wait(self) -> None:
+    def _wait_for_batch(self, seconds: float) -> None:
+        batch = self._batch
+        if batch is not None and (done := batch.process.wait(seconds)) is not None:
+            self._end(batch.back, batch.over, done)
+
+    def _wait(self, seconds: float) -> None:
+        """Until no batch is under way, whatever becomes of it."""
+        self._wait_for_batch(seconds)
         if (batch := self._batch) is not None:
-            self._end(batch.back, batch.over, batch.process.wait())
+            self._end(batch.back, batch.over, _killed(batch.process))
+
+
+def _killed(process: Process) -> Completed:
+    """It may have done some of its work."""
+    process.kill()
+    return Completed(TIMED_OUT, "", f"it had not ended after {_KILLED_AFTER:g} s and was killed")
 
 
 def obstacle(run: Run) -> str | None:

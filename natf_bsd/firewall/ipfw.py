@@ -234,7 +234,9 @@ def _kernel_path_rules(fw: EnFirewall) -> list[tuple[int, str]]:
     gives the number.
     """
     places, name = fw.places, fw.interface
-    ours = (("tcp", "tcpflags !syn,!fin,!rst "), ("udp", ""))
+    # `ipfw nat` drops what is larger (FREEBSD.md 1.6); the daemon does not.
+    small = "iplen 0-16384 "
+    ours = (("tcp", f"{small}tcpflags !syn,!fin,!rst "), ("udp", small))
     return [
         # Ports are in first fragments only: the others would go to the daemon, which cannot put the rest together.
         (places.reass, f"reass tcp from any to me in recv {name}"),
@@ -416,8 +418,12 @@ def en_look(fw: EnFirewall) -> tuple[str, ...]:
     """As `router_look`, for `en_rules`."""
     table = f"echo '# table'; ipfw table {PEERS_TABLE} list 2>/dev/null || true"
     settings = f"echo '# settings'; sysctl -n {' '.join(setting.name for setting in EN_SETTINGS)} 2>/dev/null"
-    kernel_path = ("echo '# one_pass'; sysctl -n net.inet.ip.fw.one_pass",) if fw.kernel_path else ()
-    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings, *kernel_path)
+    kernel_path = (
+        "echo '# one_pass'; sysctl -n net.inet.ip.fw.one_pass",
+        "echo '# instances'; ipfw nat show config 2>/dev/null || echo unknown",
+    )
+    more = kernel_path if fw.kernel_path else ()
+    return _look(fw.interface, f"[{EN_SET}{STAND_IN_SET}]", fw.places.nat, table, settings, *more)
 
 
 def _look(interface: str, sets: str, nat: NatRule | None, *more: str) -> tuple[str, ...]:

@@ -35,10 +35,11 @@ class Process(Protocol):
     def ended(self) -> Completed | None:
         """None while it runs."""
 
-    def wait(self) -> Completed:
-        """As `Run`: it is ended after `TIME_LIMIT`."""
+    def wait(self, seconds: float) -> Completed | None:
+        """None if it runs longer than that."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """It may still be there for a moment, or for as long as the kernel does not let go of it."""
 
 
 Start: TypeAlias = Callable[[tuple[str, ...], str | None], Process]
@@ -76,18 +77,15 @@ class _Child:
     def ended(self) -> Completed | None:
         return None if self._child.poll() is None else self._completed()
 
-    def wait(self) -> Completed:
+    def wait(self, seconds: float) -> Completed | None:
         try:
-            return self._completed(TIME_LIMIT)
+            return self._completed(seconds)
         except subprocess.TimeoutExpired:
-            self.kill()
-            self._child.communicate()
-            return Completed(TIMED_OUT, "", f"did not end within {TIME_LIMIT:g} s")
+            return None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
 
     def _completed(self, timeout: float | None = None) -> Completed:
         stdout, stderr = self._child.communicate(timeout=timeout)
@@ -101,7 +99,7 @@ class _NoChild:
     def ended(self) -> Completed:
         return self._done
 
-    def wait(self) -> Completed:
+    def wait(self, seconds: float) -> Completed:
         return self._done
 
     def kill(self) -> None:

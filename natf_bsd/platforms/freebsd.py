@@ -108,6 +108,7 @@ class FreeBsdEn:
         self._config = config
         self._places = system.en_places(config, interface)
         self._kernel_path = config.kernel_path is not False and self._has_kernel_path()
+        self._path: IpfwReversePath | None = None
         self._admitted: set[Address] = set()
         self._planned = False
 
@@ -133,8 +134,8 @@ class FreeBsdEn:
         # Answers to inside hosts need the NAT as errors do.
         injector = errors if places.gateway else ProgramPackets(errors, outward)
         control = DivertedControl(replies, requests, self._address)
-        kernel = self._open_kernel_path(stack) if self._kernel_path else None
-        return EnPorts((answers, queries), Way(out, inward, injector, kernel), outward, control)
+        self._path = self._open_kernel_path(stack) if self._kernel_path else None
+        return EnPorts((answers, queries), Way(out, inward, injector, self._path), outward, control)
 
     def _has_kernel_path(self) -> bool:
         """NatfError if there must be one and can't."""
@@ -198,11 +199,15 @@ class FreeBsdEn:
         return
 
     def looked(self, found: Listing, now: float) -> None:
-        """What somebody took out of the table comes back. What else somebody has put into it is no concern of ours.
+        """What somebody took out of the table comes back, and so do flows whose instance somebody deleted. What else
+        somebody has put into it is no concern of ours.
         RestartNeeded: see `_refuse_pf`; or what the kernel translates is no longer let go as it is then."""
         _refuse_pf(found)
         if self._kernel_path and found.get("one_pass", ("1",)) != ("1",):
             raise RestartNeeded("net.inet.ip.fw.one_pass is no longer 1: the kernel cannot translate flows of ours")
+        instances = found.get("instances", ())
+        if self._path is not None and "unknown" not in instances:
+            self._path.see(instances)
         there = {line.split()[0].partition("/")[0] for line in found.get("table", ())}
         if missing := {router for router in self._admitted if format_address(router) not in there}:
             log.warning("routers were taken out of ipfw's table %s; put in again", ipfw.PEERS_TABLE)

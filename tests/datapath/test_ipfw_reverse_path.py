@@ -9,11 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from natf_bsd.datapath import Gone, ipfw_reverse
+from natf_bsd.datapath.ipfw_reverse import _KILLED_AFTER as KILLED_AFTER
 from natf_bsd.datapath.ipfw_reverse import NUMBERS, PATIENCE, ROOM, IpfwReversePath
 from natf_bsd.firewall import ipfw
 from natf_bsd.firewall.ipfw_places import EnPlaces
 from natf_bsd.lab.ipfw_model import Host, interface
-from natf_bsd.ops.process import TIME_LIMIT, TIMED_OUT, Completed, Process, Run, Start, run_process, start_process
+from natf_bsd.ops.process import TIMED_OUT, Completed, Process, Run, Start, run_process, start_process
 from natf_bsd.types import Endpoint, Flow, Protocol, parse_address
 from natf_bsd.wire import build
 from tests.divert import jails
@@ -25,17 +26,18 @@ RULES = ipfw.EnFirewall("lo0", "240.0.0.0/8", 8710, 8715, 8711, 8712, 8714, PLAC
 
 
 class Later:
-    """A process of the model: it does its work when `may_end` says so or somebody waits for it."""
+    """A process of the model: it does its work when `may_end` says so or, unless it `hangs`, somebody waits for it."""
 
     def __init__(self, run: Callable[[], Completed], machine: Machine) -> None:
         self._run, self._machine = run, machine
         self._done: Completed | None = None
 
     def ended(self) -> Completed | None:
-        return self.wait() if self._done or self._machine.may_end else None
+        return self.wait(0) if self._done or self._machine.may_end else None
 
-    def wait(self) -> Completed:
-        self._done = self._done or self._run()
+    def wait(self, seconds: float) -> Completed | None:
+        if not self._machine.hangs:
+            self._done = self._done or self._run()
         return self._done
 
     def kill(self) -> None:
@@ -49,6 +51,7 @@ class Machine:
         self.run = run
         self.now = 1000.0
         self.may_end = True
+        self.hangs = False
         self.batches: list[str] = []
         self._start = start
         self.path = IpfwReversePath(run, self._begin, lambda: self.now)
@@ -250,13 +253,16 @@ def test_numbers_come_round_and_run_out(machine: Machine) -> None:
     assert taken.count(False) == 1
 
 
-def test_a_process_that_does_not_end_is_ended_and_its_flows_are_taken_back(machine: Machine) -> None:
+def test_a_process_that_does_not_end_is_ended_and_its_flows_are_taken_back(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
     machine.may_end = False
     assert machine.path.hand_over(flow(), MAPPED)
     machine.path.tick(machine.now)
-    machine.now += TIME_LIMIT + 1
+    machine.now += KILLED_AFTER + 1
     machine.path.tick(machine.now)
     assert machine.path.receive() == [Gone(flow().key)]
+    assert "it had not ended after 5 s and was killed" in caplog.text
     machine.may_end = True
     machine.turn()
     assert machine.path.counters["taken_back"] == 1
@@ -270,9 +276,46 @@ def test_flows_that_wait_for_a_batch_that_fails_stay_where_they_are(machine: Mac
     assert machine.path.hand_over(flow(), MAPPED)
     machine.path.tick(machine.now)
     assert machine.path.hand_over(flow(40001), MAPPED)
-    machine.now += TIME_LIMIT + 1
+    machine.now += KILLED_AFTER + 1
     machine.path.tick(machine.now)
     assert machine.path.receive() == [Gone(flow().key), Gone(flow(40001).key)]
+
+
+def test_the_loop_does_not_wait_for_a_process_that_hangs(machine: Machine) -> None:
+    assert machine.path.hand_over(flow(), MAPPED)
+    machine.turn()
+    machine.hangs, machine.may_end = True, False
+    machine.path.take_back(flow())
+    assert len(machine.there()[0]) == 1
+    assert not machine.path.hand_over(flow(), MAPPED), "its last mapping may be in force still"
+    machine.hangs, machine.may_end = False, True
+    machine.turn()
+    assert machine.there() == ([], [], [])
+    assert (machine.path.counters["taken_back"], machine.path.counters["failed"]) == (1, 0)
+    assert machine.path.hand_over(flow(), MAPPED)
+
+
+def test_flows_whose_instance_somebody_deleted_are_taken_back(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        assert machine.path.hand_over(flow(40000 + number), MAPPED)
+    machine.turn()
+    machine.now += 10
+    assert machine.path.hand_over(flow(40003), MAPPED)
+    before = machine.there()[0]
+    machine.turn()
+    machine.path.see(before)
+    assert machine.path.receive() == [], "the last one was not there yet when they were listed"
+    machine.ipfw("nat 7801 delete")
+    machine.now += 10
+    machine.path.see(machine.there()[0])
+    assert machine.path.receive() == [Gone(flow(40001).key)]
+    assert "somebody deleted instances of `ipfw nat`: 1 flows" in caplog.text
+    machine.turn()
+    assert [len(part) for part in machine.there()] == [3, 3, 3]
+    machine.path.see(machine.there()[0])
+    assert machine.path.receive() == []
 
 
 def test_closing_takes_all_back_and_touches_nothing_if_there_was_nothing(machine: Machine) -> None:
@@ -289,14 +332,17 @@ def test_processes_in_the_background_really_are() -> None:
     """The real `Start`, with more input than a pipe takes."""
     long = start_process(("sh", "-c", "sleep 5"), None)
     assert long.ended() is None
+    assert long.wait(0.01) is None
     long.kill()
-    done = long.ended()
+    done = long.wait(5)
     assert done is not None
     assert done.status != 0
-    assert start_process(("wc", "-c"), "x" * 200_000).wait().stdout.strip() == "200000"
-    assert start_process(("sh", "-c", "echo no >&2; exit 3"), None).wait() == Completed(3, "", "no\n")
+    counted = start_process(("wc", "-c"), "x" * 200_000).wait(5)
+    assert counted is not None
+    assert counted.stdout.strip() == "200000"
+    assert start_process(("sh", "-c", "echo no >&2; exit 3"), None).wait(5) == Completed(3, "", "no\n")
     missing = start_process(("natf-has-no-such-program",), None)
-    assert missing.ended() == missing.wait() == Completed(127, "", "natf-has-no-such-program: not found")
+    assert missing.ended() == missing.wait(0) == Completed(127, "", "natf-has-no-such-program: not found")
 
 
 @pytest.mark.parametrize(("flags", "taken"), [(0x10, True), (0x18, True), (0x11, False), (0x02, False), (0x14, False)])

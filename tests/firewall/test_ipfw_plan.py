@@ -116,17 +116,17 @@ def test_with_a_kernel_path_its_tables_come_first_and_its_rules_are_the_first_of
     (command,) = ipfw.en_rules(replace(HOST, kernel_path=True), PEERS)
     lines = (command.stdin or "").splitlines()
     flows = "create type flow:src-ip,proto,src-port,dst-ip,dst-port valtype nat missing"
-    flags = "tcpflags !syn,!fin,!rst"
+    out, small, flags = "from me to 240.0.0.0/8 out xmit em0", "iplen 0-16384", "tcpflags !syn,!fin,!rst"
     new = [
         f"table natf_vo {flows}",
         "table natf_vo flush",
         f"table natf_vi {flows}",
         "table natf_vi flush",
         "add 29 set 5 reass tcp from any to me in recv em0 // natf",
-        f"add 35 set 5 nat tablearg tcp from me to 240.0.0.0/8 out xmit em0 {flags} flow table(natf_vo) // natf",
-        "add 35 set 5 nat tablearg udp from me to 240.0.0.0/8 out xmit em0 flow table(natf_vo) // natf",
-        f"add 38 set 5 nat tablearg tcp from any to me in recv em0 {flags} flow table(natf_vi) // natf",
-        "add 38 set 5 nat tablearg udp from any to me in recv em0 flow table(natf_vi) // natf",
+        f"add 35 set 5 nat tablearg tcp {out} {small} {flags} flow table(natf_vo) // natf",
+        f"add 35 set 5 nat tablearg udp {out} {small} flow table(natf_vo) // natf",
+        f"add 38 set 5 nat tablearg tcp from any to me in recv em0 {small} {flags} flow table(natf_vi) // natf",
+        f"add 38 set 5 nat tablearg udp from any to me in recv em0 {small} flow table(natf_vi) // natf",
     ]
     assert [line for line in lines if line in new] == new
     assert [line for line in lines if line not in new] == HOST_BATCH.splitlines()

@@ -180,10 +180,8 @@ def test_a_changed_mapping_is_never_used_with_the_old_one_in_the_kernel(world: F
     entry, node = entry_of(world), world.en.en
     assert node is not None
     other = Endpoint(G2, entry.mapped.port + 1)
-    batches = len(world.en.programs.batches)
     node._perform(core(world)._mapped(entry.flow, other, 86400, False, world.now))
-    assert (instances(world.en), entries(world.en)) == ([], []), "at once, and not in the background"
-    assert len(world.en.programs.batches) == batches
+    assert (instances(world.en), entries(world.en)) == ([], []), "at once"
     world.send(world.en, build.tcp(SOURCE, there, flags=packet.TCP_ACK, sequence=2, payload=b"x"))
     assert packet.flow_of(world.wire[-1][2]) == Flow(Protocol.TCP, SOURCE, other)
 
@@ -244,6 +242,40 @@ def test_an_error_about_a_flow_of_the_kernel_is_translated_here(world: Figure1) 
     world.settle()
     (error,) = world.en.received()
     assert packet.quoted_flow(error) == Flow(Protocol.TCP, SOURCE, there)
+
+
+@pytest.mark.parametrize(("size", "diverted"), [(16384 - 28, 0), (16384 - 27, 1)])
+def test_what_is_too_large_for_the_kernel_is_translated_here(world: Figure1, size: int, diverted: int) -> None:
+    """Either way; what comes is put together from fragments first."""
+    there = busy(world, udp=True)
+    mapped, sockets = entry_of(world).mapped, world.en.host.sockets
+    before = sockets.counters["diverted"]
+    world.en.host.send(bytes(build.udp(SOURCE, there, bytes(size))))
+    assert sockets.counters["diverted"] - before == diverted
+    world.settle()
+    assert len(world.en.received()) == 1, "alice has heard it"
+    before = sockets.counters["diverted"]
+    for fragment in split(bytearray(build.udp(mapped, SOURCE, bytes(size))), 1400):
+        world.en.host.receive("ext", bytes(fragment))
+    assert sockets.counters["diverted"] - before == diverted
+    world.settle()
+    (seen,) = world.en.received()
+    assert len(seen) == size + 28
+
+
+def test_an_instance_that_somebody_deletes_is_missed(world: Figure1) -> None:
+    there = busy(world)
+    side = world.en.en_side
+    assert side is not None
+    world.en.ipfw(f"nat {NUMBERS[0]} delete")
+    world.pass_time(3)
+    listed = "\n".join(instances(world.en))
+    side.looked(guard.read(f"# one_pass\n1\n# instances\nunknown\n{listed}\n"), world.now)
+    assert entry_of(world).in_kernel, "they could not be listed"
+    side.looked(guard.read(f"# one_pass\n1\n# instances\n{listed}\n"), world.now)
+    world.pass_time(0.1)
+    assert not entry_of(world).in_kernel
+    assert use(world, there, 2) == 4
 
 
 def test_rules_that_are_set_again_leave_the_flow_to_the_daemon_for_its_time(world: Figure1) -> None:

@@ -39,7 +39,7 @@ class Delayed:
     def ended(self) -> Completed:
         return self._run()
 
-    def wait(self) -> Completed:
+    def wait(self, seconds: float) -> Completed:
         return self._run()
 
     def kill(self) -> None:

@@ -32,6 +32,8 @@ _DONT_FRAGMENT = 0x4000
 _DEFAULT_TTL = 64
 # The model does all that follows from an event at once. More steps than this are a divert loop (FREEBSD.md 5.3).
 _LOOP = 2000
+# Bytes that m_megapullup makes one piece of (FREEBSD.md 1.6).
+_LARGEST_FOR_NAT = 16384
 # net.inet.icmp.quotelen: bytes quoted behind the header.
 _QUOTE = 548
 _UNREACHABLE, _TIME_EXCEEDED, _ECHO, _ECHO_REPLY = 3, 11, 8, 0
@@ -487,6 +489,8 @@ class Host:
         if instance is None:
             raise _error(errno.EACCES)
         _complete(frame)
+        if len(frame.data) > _LARGEST_FOR_NAT:
+            raise _error(errno.EACCES)
         if not instance.translator(self.draw).passes(frame.data, passage.direction, self.now()):
             raise _error(errno.EACCES)
         return True if self.firewall.one_pass else None
