@@ -118,6 +118,8 @@ def _check(role: str, plan: Plan) -> None:
     if problems := runner.check(plan.checks):
         raise NatfError("; ".join(problems))
     click.echo(f"{role}: nothing stands in the way")
+    for note in plan.notes:
+        click.echo(f"{role}: {note}")
 
 
 def _ask_reload(socket: Path) -> dict[str, Any]:
@@ -141,6 +143,8 @@ def _show(plan: Plan) -> None:
     click.echo(shell(plan.undo), nl=False)
     if plan.sysctls:
         click.echo("# and the kernel settings get the values back that they had")
+    for note in plan.notes:
+        click.echo(f"# {note}")
 
 
 @click.command(short_help="Show tables and counters.")

@@ -33,6 +33,12 @@ throughput, and each takes 42 KB (FREEBSD.md 5.1)."""
 NUMBERS: Final = range(7800, 7800 + 2 * ROOM)
 """Instances that are ours. Twice as many as flows: those that are being taken back have theirs still."""
 
+NOTE: Final = (
+    f"busy flows get instances of `ipfw nat` from {NUMBERS[0]} to {NUMBERS[-1]}; these and the tables {FLOWS_OUT} and"
+    f" {FLOWS_IN} are removed at exit"
+)
+"""What no rule shows."""
+
 PATIENCE: Final = 60.0
 """Seconds after a batch that failed in which nothing is handed over."""
 

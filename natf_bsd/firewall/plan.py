@@ -21,6 +21,8 @@ class Plan:
     """The process that lists what is in force of it, for `guard`."""
     stay: list[Command] | None = None
     """What leaves the stand-in in force while a daemon is restarted; None: the rules themselves do."""
+    notes: tuple[str, ...] = ()
+    """What no command here does and belongs to it, in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,7 @@ class FreeBsdEn:
             ipfw.en_undo(),
             ipfw.en_look(rules),
             ipfw.stand_in(rules),
+            notes=(ipfw_reverse.NOTE,) if self._kernel_path else (),
         )
 
     def admit(self, routers: Collection[Address]) -> None:

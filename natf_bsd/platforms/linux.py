@@ -120,12 +120,14 @@ class LinuxEn:
         self._gateway = gateway
         self._from_inside: FromInside | None = None
         self._interface_vat: ebpf.InterfaceVat | None = None
+        self._is_open = False
 
     def outer(self) -> Interface:
         return interfaces.outer_interface(self._config.interface)
 
     def open(self, stack: ExitStack) -> EnPorts:
         config = self._config
+        self._is_open = True
         self._kernel_path = self._kernel_path and self._has_kernel_path()
         dns = stack.enter_context(Divert(config.dns_queue, direction=Direction.IN))
         out = stack.enter_context(Divert(config.out_queue, direction=Direction.OUT, mark=config.mark, mask=MARK_MASK))
@@ -166,8 +168,7 @@ class LinuxEn:
         """None where flows must take the NAT's way."""
         config, name = self._config, self.interface.name
         rules = _host_rules(config)
-        # A gateway routes virtual addresses to its TUN device.
-        problem = "this host is a gateway" if self._gateway else rules.refusal
+        problem = self._not_at_interface(rules)
         try:
             if problem is None:
                 vat = ebpf.InterfaceVat(
@@ -179,6 +180,10 @@ class LinuxEn:
             problem = error.strerror or str(error)
         log.info("flows are translated by netfilter's NAT, not at %s: %s", name, problem)
         return None
+
+    def _not_at_interface(self, rules: HostRules) -> str | None:
+        # A gateway routes virtual addresses to its TUN device.
+        return "this host is a gateway" if self._gateway else rules.refusal
 
     def _open_inside(self, stack: ExitStack) -> Way:
         config = self._config
@@ -201,7 +206,7 @@ class LinuxEn:
         gateway = self._gateway_on(interface) if self._gateway else None
         if self._from_inside is not None:
             self._from_inside.source = interface.address
-        where = self._follow(interface)
+        where, notes = (self._follow(interface), ()) if self._is_open else self._foresee(interface)
         rules = _rules(self._config, gateway, kernel_path=self._kernel_path, rewritten_at=where)
         look = linux.en_look(rules, interface.name)
         demanded = [linux.kernel_path_works(rules)] if self._config.kernel_path else []
@@ -212,7 +217,20 @@ class LinuxEn:
             linux.en_sysctls(rules),
             linux.en_undo(),
             look,
+            notes=notes,
         )
+
+    def _foresee(self, interface: Interface) -> tuple[str | None, tuple[str, ...]]:
+        """As `_follow` before anything is open, and what is to be said of it."""
+        config, name = self._config, interface.name
+        if not self._kernel_path:
+            return None, ()
+        problem = self._not_at_interface(_host_rules(config)) or ebpf.obstacle(
+            name, prefix=config.virtual_prefix, mark=config.mark, mask=MARK_MASK
+        )
+        if problem is not None:
+            return None, (f"flows are translated by netfilter's NAT, not at {name}: {problem}",)
+        return name, (f"flows are translated at {name}: tc filters natf_out and natf_in of clsact, removed at exit",)
 
     def _follow(self, interface: Interface) -> str | None:
         """Where flows may be rewritten from now on, if anywhere."""

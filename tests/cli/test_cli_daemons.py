@@ -10,14 +10,17 @@ import pytest
 
 from natf_bsd import __version__, platforms
 from natf_bsd.config import Config, RouterConfig
+from natf_bsd.datapath.ebpf import vat
 from natf_bsd.errors import CommandFailed, NatfError
 from natf_bsd.firewall import runner
 from natf_bsd.firewall.command import Command
+from natf_bsd.firewall.linux_host_rules import HostRules
 from natf_bsd.keys import load_key
 from natf_bsd.ops import interfaces, runtime
 from natf_bsd.ops.interfaces import Interface
 from natf_bsd.ops.process import Completed
 from natf_bsd.ops.runtime import RoleLock
+from natf_bsd.platforms import linux as linux_platform
 from natf_bsd.platforms.linux import Linux, LinuxEn
 
 COMMANDS = [
@@ -51,8 +54,11 @@ COMMANDS = [
 
 @pytest.fixture(autouse=True)
 def linux(monkeypatch):
-    """Its plans and remains, wherever this runs: those of FreeBSD are tested on its model."""
+    """Its plans and remains, wherever this runs: those of FreeBSD are tested on its model. A host without rules of its
+    own, and without eBPF."""
     monkeypatch.setattr(platforms, "this_platform", Linux)
+    monkeypatch.setattr(linux_platform, "_host_rules", lambda config: HostRules(None))
+    monkeypatch.setattr(vat, "obstacle", lambda interface, **options: "not here")
 
 
 @pytest.fixture
@@ -168,6 +174,20 @@ def test_a_dry_run_says_what_the_configuration_says(host, outer, nothing_runs):
     assert outer == [None, "wan"]
 
 
+def test_a_dry_run_tells_where_flows_would_be_translated(host, outer, nothing_runs, monkeypatch):
+    by_the_nat = host.good("en", "run", "--dry-run")
+    assert by_the_nat.endswith("# flows are translated by netfilter's NAT, not at eth0: not here\n")
+    assert "chain unknown" not in by_the_nat
+    monkeypatch.setattr(vat, "obstacle", lambda interface, **options: None)
+    at_interface = host.good("en", "run", "--dry-run")
+    assert "# flows are translated at eth0: tc filters natf_out and natf_in of clsact, removed at exit" in at_interface
+    assert "chain unknown" in at_interface
+    monkeypatch.setattr(linux_platform, "_host_rules", lambda config: HostRules("a rule of its own"))
+    assert "NAT, not at eth0: a rule of its own" in host.good("en", "run", "--dry-run")
+    host.configure(en="kernel_path = false")
+    assert "translated" not in host.good("en", "run", "--dry-run")
+
+
 @pytest.mark.parametrize("role", ["en", "router"])
 def test_a_dry_run_is_text_a_shell_can_read(host, outer, role):
     text = host.good(role, "run", "--dry-run")
@@ -191,7 +211,8 @@ def test_a_check_says_all_that_stands_in_the_way(host, outer, root, monkeypatch,
     assert host.refused(role, "check") == "no rules; no forwarding"
     assert checked, "the probes of the plan"
     monkeypatch.setattr(runner, "check", lambda checks: [])
-    assert host.good(role, "check") == f"{role}: nothing stands in the way\n"
+    note = "en: flows are translated by netfilter's NAT, not at eth0: not here\n" if role == "en" else ""
+    assert host.good(role, "check") == f"{role}: nothing stands in the way\n{note}"
 
 
 def test_a_check_of_the_router_reads_its_access_control_table(host, outer, root, nothing_runs):

@@ -678,6 +678,24 @@ def test_an_interface_of_an_unknown_kind_is_refused_with_a_reason() -> None:
 
 
 @spaces.isolated
+def test_whether_it_can_be_had_is_told_without_a_change() -> None:
+    host = Host()
+    host.remove()
+    before = host.en.run("tc qdisc show"), host.en.run("tc filter show dev eth0 egress")
+
+    def obstacle(interface: str) -> str:
+        with host.en:
+            return str(vat.obstacle(interface, prefix=240, mark=MARK, mask=MASK))
+
+    assert obstacle("eth0") == "None"
+    assert "lo is of a kind" in obstacle("lo")
+    assert obstacle("nowhere") == "there is no interface nowhere"
+    assert (host.en.run("tc qdisc show"), host.en.run("tc filter show dev eth0 egress")) == before
+    host.en.run("tc qdisc add dev eth0 ingress")
+    assert "ingress instead of clsact" in obstacle("eth0")
+
+
+@spaces.isolated
 def test_a_device_without_link_headers_is_served_too() -> None:
     host = Host()
     host.en.run("ip tuntap add dev tun7 mode tun")

@@ -117,6 +117,11 @@ class Filters:
             kind = netlink.attribute(_KIND, b"clsact\0")
             self._remove(_DELETE_DISCIPLINE, _HEADER.pack(0, index, _CLSACT_HANDLE, _CLSACT, 0) + kind)
 
+    def need_discipline(self, index: int) -> None:
+        """ENOTSUP if clsact is not there and cannot be made."""
+        if (kind := self._discipline(index)) not in ("none", "clsact"):
+            raise OSError(errno.ENOTSUP, f"it has the queueing discipline {kind} instead of clsact")
+
     def close(self) -> None:
         self._netlink.close()
 
@@ -126,8 +131,7 @@ class Filters:
         try:
             self._netlink.ask(_NEW_DISCIPLINE, _CREATE | netlink.NLM_F_EXCL, request)
         except FileExistsError:
-            if (kind := self._discipline(index)) != "clsact":
-                raise OSError(errno.ENOTSUP, f"it has the queueing discipline {kind} instead of clsact") from None
+            self.need_discipline(index)
             return False
         return True
 

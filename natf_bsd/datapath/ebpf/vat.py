@@ -36,6 +36,7 @@ _KEEPS_ROUTE: Final = 60.0  # s; names are mostly used again
 _SLICE: Final = 0.005  # s in which ways are looked at again; packets wait meanwhile
 _FRAGMENTS: Final = 1024  # datagrams of which some fragments are still to be sent; one is sent as a whole
 _MOST_WAYS: Final = 4096
+_IPSEC: Final = "this host encrypts what it sends to some addresses (IPsec)"
 _INDEX: Final = struct.Struct("=I")
 _COUNT: Final = struct.Struct("=Q")
 
@@ -91,10 +92,8 @@ class InterfaceVat:
         try:
             kernel.lift_limit()
             shapes = _shapes(flows)
-            self._maps = self._adopted(shapes) or {name: kernel.Map.create(name, *shapes[name]) for name in shapes}
-            names = ("natf_out", "natf_in", "natf_fragments", "natf_counters")
-            descriptors = programs.Descriptors(*(self._maps[name].descriptor for name in names))
-            self._place = Place(self._filters, descriptors, prefix=prefix, mark=mark, mask=mask)
+            self._maps = self._adopted(shapes) or _made(shapes)
+            self._place = Place(self._filters, _descriptors(self._maps), prefix=prefix, mark=mark, mask=mask)
             self._obstacle = self._find_obstacle()
             if self._obstacle is not None:
                 raise OSError(errno.ENOTSUP, self._obstacle)
@@ -275,9 +274,7 @@ class InterfaceVat:
     def _find_obstacle(self) -> str | None:
         """Why no flow can be here now. What somebody took away is put back first."""
         found = self._place.settle(self.interface)
-        if encrypts():
-            return "this host encrypts what it sends to some addresses (IPsec)"
-        return found or self._refusal
+        return _IPSEC if encrypts() else found or self._refusal
 
     def _judge(self) -> list[Flow]:
         """The flows that are astray, of those it has the time for."""
@@ -332,6 +329,23 @@ class InterfaceVat:
                 self._note(key, flow_of_key(key), mapped)
 
 
+def obstacle(interface: str, *, prefix: int, mark: int, mask: int) -> str | None:
+    """Why an `InterfaceVat` could not be had, None if it could. Changes nothing."""
+    filters = Filters()
+    maps: dict[str, kernel.Map] = {}
+    try:
+        kernel.lift_limit()
+        maps = _made(_shapes(flows=1))
+        place = Place(filters, _descriptors(maps), prefix=prefix, mark=mark, mask=mask)
+        return _IPSEC if encrypts() else place.unfit(interface)
+    except OSError as error:
+        return error.strerror
+    finally:
+        filters.close()
+        for table in maps.values():
+            table.close()
+
+
 def remove() -> None:
     """What a daemon that was killed has left at interfaces. OSError if some may be left."""
     filters = Filters()
@@ -344,6 +358,15 @@ def remove() -> None:
 def detach_everywhere(filters: Filters) -> None:
     for index, _ in socket.if_nameindex():
         filters.detach(index)
+
+
+def _made(shapes: Mapping[str, tuple[int, int, int, int]]) -> dict[str, kernel.Map]:
+    return {name: kernel.Map.create(name, *shape) for name, shape in shapes.items()}
+
+
+def _descriptors(maps: Mapping[str, kernel.Map]) -> programs.Descriptors:
+    names = ("natf_out", "natf_in", "natf_fragments", "natf_counters")
+    return programs.Descriptors(*(maps[name].descriptor for name in names))
 
 
 def _same(one: NextHop | None, other: NextHop | None) -> bool:
