@@ -655,13 +655,14 @@ def test_it_can_go_to_another_interface() -> None:
     assert places == [[False, False], [True, True]]
 
 
+@pytest.mark.parametrize("direction", ["dst 203.0.113.1/32 dir out", "src 203.0.113.1/32 dir in"])
 @spaces.isolated
-def test_a_policy_to_encrypt_keeps_flows_out() -> None:
+def test_a_policy_to_encrypt_keeps_flows_out(direction: str) -> None:
     """It goes by G2, which only the NAT's packets show."""
     host = Host()
     flow = flow_of(Protocol.UDP, 40024)
     assert host.take(flow, MAPPED)
-    host.en.run("ip xfrm policy add src 0.0.0.0/0 dst 203.0.113.1/32 dir out tmpl proto esp mode transport")
+    host.en.run(f"ip xfrm policy add {direction} tmpl proto esp mode transport")
     assert host.heed() == [flow]
     assert not host.take(flow, MAPPED)
     with host.en, pytest.raises(OSError, match="IPsec"):

@@ -65,11 +65,11 @@ class Changes:
 
 
 def encrypts() -> bool:
-    """Whether this host has a policy to encrypt some of what it sends (IPsec), or does not say. Policies go by
-    addresses: one for G2 would not see V1."""
-    if not _has_policies():
-        return os.path.exists(_KEY_SOCKETS)
+    """Whether this host has a policy to encrypt some of what it sends or receives (IPsec), or does not say. Policies go
+    by addresses: one for G2 would not see V1."""
     try:
+        if not _has_policies():
+            return os.path.exists(_KEY_SOCKETS)
         connection = netlink.Requests(netlink.NETLINK_XFRM)
         try:
             answer = connection.ask(_GET_POLICIES, 0, _WORD.pack(0))
@@ -78,7 +78,7 @@ def encrypts() -> bool:
     except OSError:
         return True
     found = netlink.attributes(answer, netlink.HEADER.size + _WORD.size, len(answer))
-    return _POLICY_COUNTS not in found or _COUNTS.unpack_from(answer, found[_POLICY_COUNTS][0])[1] > 0
+    return _POLICY_COUNTS not in found or any(_COUNTS.unpack_from(answer, found[_POLICY_COUNTS][0]))
 
 
 def _has_policies() -> bool:
