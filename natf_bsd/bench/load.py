@@ -25,6 +25,8 @@ OTHERS: Final = 9001
 """The server's port for NAT-f, and that for all other ways: with one for both, two flows from the same source port
 would be one to the router's NAT."""
 READY: Final = "ready"
+BETWEEN_FLOWS: Final = 0.002
+"""Seconds between two connections."""
 
 _GREETING: Final = b"!"
 _DATA: Final = {"awake": b"D", "asleep": b"d"}
@@ -179,7 +181,7 @@ def setup(rounds: str, *ways: str) -> list[list[list[float]]]:
 
 
 def _connect(address: tuple[str, int]) -> list[float]:
-    time.sleep(0.002)  # what the last connection left to do is done
+    time.sleep(BETWEEN_FLOWS)  # what the last connection left to do is done
     with socket.socket() as s:
         s.settimeout(_PATIENCE)
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -14,15 +15,21 @@ from itertools import product
 from typing import Any, Final
 
 from natf_bsd.bench.bed import DOMAIN, EN, NAME, ROUTER, Bed
+from natf_bsd.bench.load import BETWEEN_FLOWS
 from natf_bsd.bench.quantiles import quantiles
-from natf_bsd.config import EnConfig
+from natf_bsd.config import EnConfig, RouterConfig
 from natf_bsd.en.core import EnCore
+from natf_bsd.natd_bridge.pseudo import NETFILTER_STYLE
+from natf_bsd.router.core import RouterCore
+from natf_bsd.tables import act
 from natf_bsd.tables.nrt import NameRelation
 from natf_bsd.types import Direction, Endpoint, Flow, Name, Packet, Protocol, parse_address
-from natf_bsd.wire import build
+from natf_bsd.wire import build, message
 
 SIZES: Final = (64, 128, 256, 512, 1024, 1472)
 """Bytes of a message: the paper's table 5."""
+
+_ASKED: Final = 300
 
 Say = Callable[[str], object]
 
@@ -42,6 +49,31 @@ class Effort:
 
 WHOLE: Final = Effort(pairs=5, rounds=200, turns=15, seconds=0.25, fresh=5, entries=100_000)
 QUICK: Final = Effort(pairs=5, rounds=40, turns=5, seconds=0.1, fresh=2, entries=10_000)
+
+
+def out_of_sleep() -> str:
+    """How much slower a daemon's code runs that has slept as long as those here do between two flows. It depends on who
+    else uses the processor's caches, and on what is below this kernel."""
+    config = RouterConfig(source_rate=0, cookies="never")
+    core = RouterCore(config, act.parse("alice 192.168.0.2 allow\n", "act"), NETFILTER_STYLE, lambda protocol: 60)
+    here, there, name = Endpoint(parse_address("203.0.113.10"), 1024), parse_address("203.0.113.1"), Name("alice", "x")
+
+    def asking(pause: float) -> float:
+        taken = []
+        for number in range(_ASKED):
+            flow = Flow(Protocol.UDP, here._replace(port=1024 + number), Endpoint(parse_address("240.0.1.2"), 80))
+            request = message.pad(message.encode(message.Request(os.urandom(8), flow, name)))
+            data = build.icmp_echo(here.address, there, reply=False, ident=1, sequence=number, payload=request)
+            time.sleep(pause)
+            began = time.perf_counter()
+            core.handle_request(Packet(data, Direction.IN), began)
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+
+    asking(0)
+    awake, asleep = asking(0), asking(BETWEEN_FLOWS)
+    times = f"{asleep / awake:.1f} times as slow"
+    return f"{times} (a request takes the router's core {asleep * 1e6:.0f} us after 2 ms, {awake * 1e6:.0f} at once)"
 
 
 def setup(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def bench(parts: tuple[str, ...], quick: bool, output: Path | None) -> None:
         return
     wanted = parts or _PARTS
     found: dict[str, Any] = {"command": report.command_line(), "machine": report.circumstances()}
+    found["machine"]["out of sleep"] = measure.out_of_sleep()
 
     def say(text: object) -> None:
         click.echo(f"... {text}", err=True)
