@@ -154,11 +154,12 @@ def _peers(found: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {_microseconds(row['first_byte']['median'])} | {_microseconds(row['first_byte']['p95'])} "
         yield f"| **{_microseconds(row['added'])}** | {', '.join(map(_microseconds, row['added_by_pair']))} "
         yield f"| {first} | {trip} | {row['counted']} |\n"
-    yield "\n| peer | NAT-f's added time to its own |\n| --- | --- |\n"
-    own = next(row["added"] for row in ran if row["name"] == "NAT-f")
-    yield from (
-        f"| {row['name']} | {own / row['added']:.2f} |\n" for row in ran if row["name"] != "NAT-f" and row["added"] > 0
-    )
+    yield "\nWhat NAT-f added in the same turns, and the median of the pairs' ratios:\n\n"
+    yield "| peer | added by NAT-f | ratio to its own |\n| --- | --- | --- |\n"
+    for row in ran:
+        if row["name"] != "NAT-f" and row["added"] > 0:
+            beside = ", ".join(map(_microseconds, row["natf_by_pair"]))
+            yield f"| {row['name']} | {beside} | {row['natf_to_own']:.2f} |\n"
     yield "\nStreams, in Mbit/s delivered (ratio to the port forward):\n\n"
     streams = [(row["protocol"], row["direction"], row["size"]) for row in ran[0]["streams"]]
     titles = [f"{protocol.upper()} {size} {_ARROWS[direction]}" for protocol, direction, size in streams]

@@ -31,6 +31,7 @@ _PROTOCOL_STATE: Final = 4  # CTA_PROTOINFO
 _STATE_OF_TCP: Final = 1  # CTA_PROTOINFO_TCP, and in it CTA_PROTOINFO_TCP_STATE
 _FLAGS_OF_SENDER: Final = 4  # CTA_PROTOINFO_TCP_FLAGS_ORIGINAL
 _UNACKNOWLEDGED: Final = 0x10  # IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
+_PICKED_UP: Final = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: it was begun midway, and its windows are guessed
 
 _CLOSED: Final = 8  # TCP_CONNTRACK_CLOSE: a RST was seen
 
@@ -240,11 +241,18 @@ def _tracked(data: bytes | bytearray, offset: int, end: int) -> Tracked | None:
             if of_tcp is not None:
                 found, flags = (_value(data, *of_tcp, wanted) for wanted in (_STATE_OF_TCP, _FLAGS_OF_SENDER))
                 state = data[found[0]] if found else 0
-                unacknowledged = bool(data[flags[0]] & _UNACKNOWLEDGED) if flags else None
+                unacknowledged = _waits(data[flags[0]]) if flags else None
         offset += max(netlink.align(length), netlink.ATTRIBUTE.size)
     if mapped is None:
         return None
     return Tracked(key, mapped, out, inward, _FINS.get(state, 0), state == _CLOSED, unacknowledged)
+
+
+def _waits(flags: int) -> bool | None:
+    """What is outside a guessed window does not set the flag."""
+    if flags & _UNACKNOWLEDGED:
+        return True
+    return None if flags & _PICKED_UP else False
 
 
 def _marked(mark: int, mask: int) -> bytes:

@@ -90,7 +90,7 @@ def test_a_peer_is_measured_beside_natf_and_leaves_nothing(ground: Bed, monkeypa
     monkeypatch.setattr("natf_bsd.bench.peers.measure.ALL", (direct.PEER, tunnels.IPIP))
     natf, without, *rest = peers(ground, TINY, str)
     assert natf["name"] == "NAT-f"
-    assert len(natf["added_by_pair"]) == TINY.pairs
+    assert len(natf["added_by_pair"]) == len(without["natf_by_pair"]) == TINY.pairs
     assert min(natf["first_byte"].values()) > 0
     assert {"signalling", "first_byte", "round_trip", "streams"} <= without.keys()
     assert all(row["ratio"] > 0 for row in without["streams"])
@@ -109,7 +109,7 @@ def rules(saved: str) -> list[str]:
 def test_a_mapping_leads_to_alice(ground: Bed, peer: object) -> None:
     with peer.run(ground) as reach:  # type: ignore[attr-defined]
         assert len(ground.client("setup", 2, reach.target)) == 2
-        assert all(seconds > 0 for seconds in reach.signalling(2))
+        assert reach.signalling() > 0
 
 
 @pytest.mark.lab

@@ -66,6 +66,8 @@ PEERS = [
         "first_byte": TIMES,
         "added": added,
         "added_by_pair": [added],
+        "natf_by_pair": [0.0005],
+        "natf_to_own": 0.0005 / added,
         "streams": [{"protocol": "udp", "direction": "put", "size": 64, "speed": 2e6, "ratio": 0.5}],
     }
     for name, added in (("NAT-f", 0.0004), ("TURN", 0.0012), ("no NAT", -0.000001))
@@ -74,7 +76,8 @@ PEERS = [
 
 def test_peers_are_compared_and_who_did_not_run_is_named(found: dict[str, object]) -> None:
     page = "".join(report.markdown(found | {"peers": PEERS}))
-    assert "| TURN | 0.33 |" in page, "0.4 ms to 1.2"
+    assert "| TURN | 500 | 0.42 |" in page
+    assert "| no NAT | 500 |" not in page, "it adds nothing that could be compared"
     assert "| TURN | 2 (0.50) |" in page
     assert "**IP in IP** did not run here: no such device type" in page
 

@@ -159,6 +159,24 @@ def test_a_connection_is_made_used_and_closed(way: str) -> None:
 
 @both_ways
 @spaces.isolated
+def test_of_a_connection_that_was_picked_up_midway_nothing_is_said_of_waiting_data(way: str) -> None:
+    host = Host(way)
+    server = host.server(socket.SOCK_STREAM)
+    program, flow = host.begin(socket.SOCK_STREAM, source=40019)
+    assert host.let_go(flow) == 1
+    connection, _ = server.accept()
+    with host.en:
+        Conntrack().forget(flow)
+    program.send(b"on its way")
+    assert host.let_go(flow) == 1
+    assert connection.recv(100) == b"on its way"
+    (seen,) = host.look()
+    assert isinstance(seen, Carried)
+    assert seen.unacknowledged is None
+
+
+@both_ways
+@spaces.isolated
 def test_a_syn_is_always_shown_first(way: str) -> None:
     """Its ports may be those of a flow the kernel has."""
     host = Host(way)

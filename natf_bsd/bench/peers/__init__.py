@@ -19,16 +19,16 @@ from natf_bsd.errors import NatfError
 class Reach:
     """How alice is reached by a peer that runs.
 
-    `target`: ADDRESS:PORT, if the load makers can use it as it is, by `protocols`. `signalling`: seconds of each of so
-    many exchanges that a new flow needs before its first packet may go, told by the programs that make them; where
-    there is no target, `flows` gives pairs of that and of a round trip by the new flow. `first`: seconds of a first
-    connection after the peer was started anew, where it has a state of its own.
+    `target`: ADDRESS:PORT, if the load makers can use it as it is, by `protocols`. `signalling`: seconds of the
+    exchange that a new flow needs before its first packet may go, told by the programs that make it; where there is no
+    target, `flow` gives that and the seconds of a round trip by the new flow. `first`: seconds of a first connection
+    after the peer was started anew, where it has a state of its own.
     """
 
     target: str = ""
     protocols: tuple[str, ...] = ()
-    signalling: Callable[[int], list[float]] | None = None
-    flows: Callable[[int], list[list[float]]] | None = None
+    signalling: Callable[[], float] | None = None
+    flow: Callable[[], list[float]] | None = None
     first: Callable[[], float] | None = None
 
 

@@ -40,7 +40,7 @@ def _run(bed: Bed) -> Iterator[Reach]:
             alice.hear()
             return [connected - began, round_trip]
 
-        yield Reach(flows=lambda rounds: [flow() for _ in range(rounds)])
+        yield Reach(flow=flow)
 
 
 async def _serve(controlling: bool) -> None:

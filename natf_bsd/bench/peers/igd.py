@@ -65,7 +65,7 @@ def _run(kind: str, bed: Bed) -> Iterator[Reach]:
         bed.wait_for(daemon, "listening on port")
         with bed.talking("alice", f"natf_bsd.bench.peers.{kind}", "192.168.0.1", ALICE) as asker:
             asker.ask(-load.OTHERS)
-            yield Reach(f"{ROUTER}:{load.OTHERS}", ("tcp",), lambda rounds: [asker.ask(_next()) for _ in range(rounds)])
+            yield Reach(f"{ROUTER}:{load.OTHERS}", ("tcp",), lambda: asker.ask(_next()))
     finally:
         daemon.stop()
         undo(bed, "router", ["nft delete table inet filter"])

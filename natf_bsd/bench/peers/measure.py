@@ -1,16 +1,21 @@
-"""What each peer costs, beside the port forward and NAT-f in alternating pairs."""
+"""What each peer costs, beside the port forward and NAT-f in alternating turns. A new flow begins after the same pause
+by all of them: programs that have just run are faster than those that slept."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from natf_bsd.bench.bed import Bed
+from natf_bsd.bench.load import BETWEEN_FLOWS
 from natf_bsd.bench.measure import Effort, Say, speed
 from natf_bsd.bench.peers import Reach, direct, ice, igd, sshuttle, tunnels, turn
 from natf_bsd.bench.quantiles import quantiles
 from natf_bsd.errors import NatfError
+
+T = TypeVar("T")
 
 ALL: Final = (direct.PEER, igd.PCP, igd.UPNP, turn.PEER, ice.PEER, tunnels.WIREGUARD, sshuttle.PEER, tunnels.IPIP)
 
@@ -41,6 +46,7 @@ def peers(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": peer.name, "gives": peer.gives, "asks": peer.asks, "counted": peer.counted}
         try:
             with peer.run(bed) as reach:
+                _fresh(bed)
                 row |= _measured(bed, reach, effort)
         except NatfError as error:
             row["not_run"] = _in_a_line(str(error))
@@ -53,11 +59,15 @@ def _in_a_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[-_REASON:]
 
 
-def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
-    """By a fresh external node, as every peer is: the parts before leave it thousands of flows to see to."""
-    say("peers: NAT-f")
+def _fresh(bed: Bed) -> None:
+    """An external node as new as every peer is: what was measured before leaves it thousands of flows to see to."""
     bed.restart_en()
     bed.client("setup", _WARM, bed.natf.target)
+
+
+def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
+    say("peers: NAT-f")
+    _fresh(bed)
     return {
         "name": "NAT-f",
         "gives": "nothing; names for inside hosts, and access control",
@@ -68,7 +78,7 @@ def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
 
 
 def _measured(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
-    row = _by_target(bed, reach, effort) if reach.target else _by_flows(bed, reach.flows, effort)
+    row = _by_target(bed, reach, effort) if reach.target else _by_flows(bed, reach.flow, effort)
     if reach.first is not None:
         row["first"] = statistics.median(reach.first() for _ in range(effort.fresh))
     return row
@@ -76,23 +86,19 @@ def _measured(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
 
 def _by_target(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
     """The load makers go by it as they are."""
-    targets = (bed.forward.target, reach.target)
-    added, times, signalling = [], [], []
+    targets = (bed.forward.target, bed.natf.target, reach.target)
+    added, natf, times, signalling = [], [], [], []
     for _ in range(effort.pairs):
         rounds = bed.client("setup", effort.rounds, *targets)
-        before = reach.signalling(max(5, effort.rounds // _FEWER)) if reach.signalling else [0.0]
-        forward, own = (statistics.median(row[way][1] for row in rounds) for way in range(2))
+        before = _each(reach.signalling, max(5, effort.rounds // _FEWER)) if reach.signalling else [0.0]
+        forward, beside, own = (statistics.median(row[way][1] for row in rounds) for way in range(3))
         added.append(statistics.median(before) + own - forward)
-        times += [row[1][1] for row in rounds]
+        natf.append(beside - forward)
+        times += [row[2][1] for row in rounds]
         signalling += before
-    row: dict[str, Any] = {
-        "added_by_pair": added,
-        "added": statistics.median(added),
-        "first_byte": quantiles(times),
-        "signalling": quantiles(signalling),
-    }
+    row = _compared(added, natf) | {"first_byte": quantiles(times), "signalling": quantiles(signalling)}
     if "udp" in reach.protocols:
-        trips = bed.client("echo", effort.rounds, *targets)
+        trips = bed.client("echo", effort.rounds, bed.forward.target, reach.target)
         row["round_trip"] = quantiles([trip[1] for trip in trips])
     row["streams"] = [
         _stream(bed, reach.target, effort, *stream) for stream in _STREAMS if stream[0] in reach.protocols
@@ -115,20 +121,39 @@ def _stream(bed: Bed, target: str, effort: Effort, protocol: str, direction: str
     }
 
 
-def _by_flows(bed: Bed, flows: Callable[[int], list[list[float]]] | None, effort: Effort) -> dict[str, Any]:
-    """It has a program of its own at both ends."""
-    if flows is None:
-        raise TypeError("a peer has a target or flows")
-    added, signalling, trips = [], [], []
-    for _ in range(effort.pairs):
-        forward = statistics.median(row[0] for row in bed.client("echo", effort.rounds, bed.forward.target))
-        found = flows(max(3, effort.rounds // _FEWER))
-        added.append(statistics.median(before + trip for before, trip in found) - forward)
-        signalling += [before for before, _ in found]
-        trips += [trip for _, trip in found]
+def _each(one: Callable[[], T], times: int) -> list[T]:
+    found = []
+    for _ in range(times):
+        time.sleep(BETWEEN_FLOWS)
+        found.append(one())
+    return found
+
+
+def _compared(added: list[float], natf: list[float]) -> dict[str, Any]:
+    """What a peer and NAT-f, beside it, added in each pair."""
     return {
         "added_by_pair": added,
         "added": statistics.median(added),
+        "natf_by_pair": natf,
+        "natf_to_own": statistics.median(by_natf / own for by_natf, own in zip(natf, added, strict=True)),
+    }
+
+
+def _by_flows(bed: Bed, flow: Callable[[], list[float]] | None, effort: Effort) -> dict[str, Any]:
+    """It has a program of its own at both ends."""
+    if flow is None:
+        raise TypeError("a peer has a target or flows")
+    added, natf, signalling, trips = [], [], [], []
+    for _ in range(effort.pairs):
+        connections = bed.client("setup", effort.rounds, bed.forward.target, bed.natf.target)
+        by_forward, by_natf = (statistics.median(row[way][1] for row in connections) for way in range(2))
+        natf.append(by_natf - by_forward)
+        forward = statistics.median(row[0] for row in bed.client("echo", effort.rounds, bed.forward.target))
+        found = _each(flow, max(3, effort.rounds // _FEWER))
+        added.append(statistics.median(before + trip for before, trip in found) - forward)
+        signalling += [before for before, _ in found]
+        trips += [trip for _, trip in found]
+    return _compared(added, natf) | {
         "first_byte": quantiles([before + trip for before, trip in zip(signalling, trips, strict=True)]),
         "signalling": quantiles(signalling),
         "round_trip": quantiles(trips),
