@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +15,9 @@ from typing import Any
 
 from natf_bsd.bench import load
 from natf_bsd.errors import NatfError
-from natf_bsd.lab.figure1 import Figure1Lab
+from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.lab import LabProcess
+from natf_bsd.lab.link import Link
 
 _INSTANCE = "bench"
 ALICE, INSIDE = "192.168.0.2", "192.168.0.0/24"
@@ -164,15 +165,20 @@ class Bed:
 
 
 @contextmanager
-def made(under: Mapping[str, Sequence[str]] = MappingProxyType({}), instance: str = _INSTANCE) -> Iterator[Bed]:
+def made(
+    under: Mapping[str, Sequence[str]] = MappingProxyType({}), instance: str = _INSTANCE, distance: float = 0.0
+) -> Iterator[Bed]:
     """A bed, gone afterwards; a role's daemon with the interpreter's arguments in `under`. What else has the same
-    `instance` is ended. NatfError where there can be none."""
+    `instance` is ended. `distance`: seconds that packets take from the public segment to the router, and back.
+    NatfError where there can be none."""
     if sys.platform != "linux":
         raise NatfError("natf bench needs Linux: the port forward it compares with is one of netfilter")
-    lab = Figure1Lab(instance)
+    lab = BadLinkLab(instance) if distance else Figure1Lab(instance)
     lab.under = under
     lab.down()  # of a run that was killed; two at once would not measure anything
-    with lab:
+    with lab, ExitStack() as stack:
+        if isinstance(lab, BadLinkLab):
+            stack.enter_context(lab.linked(Link(minimum_delay=distance, maximum_delay=distance)))
         lab.exec("router", ["iptables-restore", "-w", "--noflush"], input=_FORWARD, check=True)
         server = lab.spawn("alice", [sys.executable, "-m", "natf_bsd.bench.load", "serve"], name="load")
         lab.wait_until(lambda: load.READY in server.output(), server)

@@ -73,6 +73,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
         ("throughput", _throughput),
         ("user_space", _user_space),
         ("peers", _peers),
+        ("distance", _distance),
         ("scale", _scale),
     )
     for name, part in parts:
@@ -83,6 +84,10 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
 
 def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.0f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}"
 
 
 def _setup(found: dict[str, Any]) -> Iterator[str]:
@@ -173,6 +178,20 @@ def _peers(found: list[dict[str, Any]]) -> Iterator[str]:
     for row in found:
         if "not_run" in row:
             yield f"\n**{row['name']}** did not run here: {row['not_run']}\n"
+
+
+def _distance(found: dict[str, Any]) -> Iterator[str]:
+    yield f"## Peers, with a home that is {found['one_way'] * 1000:.0f} ms away\n\nA new flow until its first byte, in "
+    yield "milliseconds, as above: what each adds to the port forward, and what NAT-f adds in the same turns.\n\n"
+    yield "| peer | added | of which pairs | added by NAT-f | ratio of NAT-f's to its own |\n"
+    yield "| --- | --- | --- | --- | --- |\n"
+    for row in found["rows"]:
+        if "not_run" in row:
+            yield f"| {row['name']} | did not run: {row['not_run']} | | | |\n"
+            continue
+        pairs, natf = (", ".join(map(_milliseconds, row[name])) for name in ("added_by_pair", "natf_by_pair"))
+        ratio = f"{row['natf_to_own']:.2f}" if row["name"] != "NAT-f" and row["added"] > 0 else ""
+        yield f"| {row['name']} | **{_milliseconds(row['added'])}** | {pairs} | {natf} | {ratio} |\n"
 
 
 _ARROWS: Final = {"put": "to alice", "get": "from alice"}

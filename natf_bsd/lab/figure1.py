@@ -10,10 +10,17 @@ Usage::
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
+from natf_bsd.lab import bad_link
 from natf_bsd.lab.daemons import DaemonLab
 from natf_bsd.lab.lab import LabProcess
+from natf_bsd.lab.link import Link
 from natf_bsd.lab.platform import FIRST_INSTANCE
 from natf_bsd.lab.topology import FIGURE1, Topology, with_bad_link
 
@@ -86,3 +93,14 @@ class BadLinkLab(Figure1Lab):
 
     def __init__(self, instance: str) -> None:
         super().__init__(instance, with_bad_link(FIGURE1))
+
+    @contextmanager
+    def linked(self, link: Link) -> Iterator[LabProcess]:
+        """Inside, the link carries frames as `link` says; it has written what it did afterwards."""
+        argv = [sys.executable, "-m", bad_link.__name__, "near", "far", json.dumps(asdict(link))]
+        process = self.spawn("link", argv, name="link")
+        self.wait_until(lambda: bad_link.READY in process.output(), process)
+        try:
+            yield process
+        finally:
+            process.stop()

@@ -82,6 +82,14 @@ def test_peers_are_compared_and_who_did_not_run_is_named(found: dict[str, object
     assert "**IP in IP** did not run here: no such device type" in page
 
 
+def test_what_round_trips_make_of_set_up_is_told_in_milliseconds(found: dict[str, object]) -> None:
+    page = "".join(report.markdown(found | {"distance": {"one_way": 0.01, "rows": PEERS}}))
+    assert "## Peers, with a home that is 10 ms away" in page
+    assert "| TURN | **1.2** | 1.2 | 0.5 | 0.42 |" in page
+    assert "| no NAT | **-0.0** | -0.0 | 0.5 |  |" in page
+    assert "| IP in IP | did not run: no such device type |" in page
+
+
 @pytest.mark.skipif(not plots.available(), reason=plots.MISSING)
 def test_plots_are_the_same_bytes_for_the_same_figures(found: dict[str, object], tmp_path: Path) -> None:
     rows = [

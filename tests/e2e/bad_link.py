@@ -11,11 +11,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from natf_bsd.errors import WireError
-from natf_bsd.lab import bad_link
 from natf_bsd.lab.capture import CapturedPacket
 from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.lab import LabProcess
@@ -97,26 +95,14 @@ class Found:
     link: dict[str, dict[str, int]]
 
 
-@contextmanager
-def linked(lab: Figure1Lab, link: Link) -> Iterator[LabProcess]:
-    """Inside, the lab's link carries frames as `link` says; it has written what it did afterwards."""
-    argv = [sys.executable, "-m", "natf_bsd.lab.bad_link", "near", "far", json.dumps(asdict(link))]
-    process = lab.spawn("link", argv, name="link")
-    lab.wait_until(lambda: bad_link.READY in process.output(), process)
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
 def counted(process: LabProcess) -> dict[str, dict[str, int]]:
     """What a link that has ended did."""
     return dict(json.loads(process.output().splitlines()[-1]))
 
 
-def connections(lab: Figure1Lab, link: Link) -> Found:
+def connections(lab: BadLinkLab, link: Link) -> Found:
     """Many at once from the external node, whose daemon runs as the router's does, to alice and bob."""
-    with linked(lab, link) as process, lab.capture("en", "eth0") as capture:
+    with lab.linked(link) as process, lab.capture("en", "eth0") as capture:
         argv = ["python3", "-c", PROGRAM, *map(str, (TCP_FLOWS, UDP_FLOWS, _AT_ONCE))]
         done = lab.exec("en", argv, capture_output=True, timeout=200)
         packets = capture.packets()

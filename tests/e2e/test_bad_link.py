@@ -13,7 +13,7 @@ import pytest
 from natf_bsd.lab.figure1 import BadLinkLab, Figure1Lab
 from natf_bsd.lab.link import Link
 from natf_bsd.wire import packet
-from tests.e2e.bad_link import BAD, TCP_FLOWS, UDP_FLOWS, Found, connections, counted, linked
+from tests.e2e.bad_link import BAD, TCP_FLOWS, UDP_FLOWS, Found, connections, counted
 from tests.lab_platform import HERE, own_lab, remove_remains, resolve
 
 pytestmark = [pytest.mark.lab, pytest.mark.linux("the bad link carries frames through packet(7) sockets")]
@@ -38,7 +38,7 @@ def lab() -> Iterator[Figure1Lab]:
 @pytest.fixture(scope="module")
 def found(lab: Figure1Lab) -> Found:
     """Of one run over the bad link, before which alice was proved to be out of reach without NAT-f."""
-    with linked(lab, BAD):
+    with lab.linked(BAD):
         without = lab.exec("en", ["curl", "-sS", "--max-time", "5", "http://alice.home.example.net/"])
     assert without.returncode != 0
     lab.start_router()
@@ -56,7 +56,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.sendto(b"%d" % number, ("203.0.113.10", 5001))
         time.sleep(0.001)
 """
-    with linked(lab, BAD) as process:
+    with lab.linked(BAD) as process:
         receiver = lab.spawn("en", ["python3", "-c", NUMBERED], name="numbered")
         lab.wait_until(lambda: "ready" in receiver.output(), receiver)
         lab.exec("router", ["python3", "-c", send], check=True)
@@ -117,7 +117,7 @@ def test_both_ends_may_open_a_connection_at_the_same_time(lab: Figure1Lab, found
     slow = Link(minimum_delay=0.1, maximum_delay=0.1)
     alice = resolve(lab, "alice.home.example.net")
     at = time.time() + 1.5
-    with linked(lab, slow), lab.capture("en", "eth0") as capture:
+    with lab.linked(slow), lab.capture("en", "eth0") as capture:
         outer = lab.spawn("en", ["python3", "-c", OPEN, "42000", alice, "7000", f"{at}"])
         # A request and its answer are on the way for 0.2 s; then, for 0.1 s, the SYN.
         inner = lab.spawn("alice", ["python3", "-c", OPEN, "7000", "203.0.113.10", "42000", f"{at + 0.25}"])

@@ -6,16 +6,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeAlias, TypeVar
 
-from natf_bsd.bench.bed import Bed
+from natf_bsd.bench.bed import Bed, made
 from natf_bsd.bench.load import BETWEEN_FLOWS
 from natf_bsd.bench.measure import Effort, Say, speed
-from natf_bsd.bench.peers import Reach, direct, ice, igd, sshuttle, tunnels, turn
+from natf_bsd.bench.peers import Peer, Reach, direct, ice, igd, sshuttle, tunnels, turn
 from natf_bsd.bench.quantiles import quantiles
 from natf_bsd.errors import NatfError
 
 T = TypeVar("T")
+_Measure: TypeAlias = Callable[[Bed, Reach, Effort], dict[str, Any]]
 
 ALL: Final = (direct.PEER, igd.PCP, igd.UPNP, turn.PEER, ice.PEER, tunnels.WIREGUARD, sshuttle.PEER, tunnels.IPIP)
 
@@ -37,21 +39,36 @@ _FEWER: Final = 10
 """Peers whose flows take milliseconds get a tenth of the rounds."""
 
 
+DISTANCE: Final = 0.01
+"""Seconds from the public segment to the router, for `distance`."""
+
+_AT_A_DISTANCE: Final = (igd.PCP, igd.UPNP, turn.PEER, ice.PEER, tunnels.WIREGUARD, sshuttle.PEER)
+
+
 def peers(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
     """Of each peer: the time of a new flow until its first byte, what that adds to the port forward, round trips and
     streams; or why it does not run here."""
-    rows = [_natf(bed, effort, say)]
-    for peer in ALL:
-        say(f"peers: {peer.name}")
-        row: dict[str, Any] = {"name": peer.name, "gives": peer.gives, "asks": peer.asks, "counted": peer.counted}
-        try:
-            with peer.run(bed) as reach:
-                _fresh(bed)
-                row |= _measured(bed, reach, effort)
-        except NatfError as error:
-            row["not_run"] = _in_a_line(str(error))
-        rows.append(row)
-    return rows
+    return [_natf(bed, effort, say, _measured), *(_row(bed, peer, effort, say, _measured) for peer in ALL)]
+
+
+def distance(effort: Effort, say: Say) -> dict[str, Any]:
+    """The time of a new flow again where the home is not on the same segment: there, round trips are most of it."""
+    fewer = replace(effort, rounds=max(5, effort.rounds // _FEWER))
+    with made(distance=DISTANCE) as bed:
+        rows = [_natf(bed, fewer, say, _set_up), *(_row(bed, peer, fewer, say, _set_up) for peer in _AT_A_DISTANCE)]
+    return {"one_way": DISTANCE, "rows": rows}
+
+
+def _row(bed: Bed, peer: Peer, effort: Effort, say: Say, measure: _Measure) -> dict[str, Any]:
+    say(f"peers: {peer.name}")
+    row: dict[str, Any] = {"name": peer.name, "gives": peer.gives, "asks": peer.asks, "counted": peer.counted}
+    try:
+        with peer.run(bed) as reach:
+            _fresh(bed)
+            row |= measure(bed, reach, effort)
+    except NatfError as error:
+        row["not_run"] = _in_a_line(str(error))
+    return row
 
 
 def _in_a_line(text: str) -> str:
@@ -65,7 +82,7 @@ def _fresh(bed: Bed) -> None:
     bed.client("setup", _WARM, bed.natf.target)
 
 
-def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
+def _natf(bed: Bed, effort: Effort, say: Say, measure: _Measure) -> dict[str, Any]:
     say("peers: NAT-f")
     _fresh(bed)
     return {
@@ -73,15 +90,24 @@ def _natf(bed: Bed, effort: Effort, say: Say) -> dict[str, Any]:
         "gives": "nothing; names for inside hosts, and access control",
         "asks": "of the external node and the router a daemon each",
         "counted": "negotiation within connect()",
-        **_measured(bed, Reach(bed.natf.target, ("tcp", "udp")), effort),
+        **measure(bed, Reach(bed.natf.target, ("tcp", "udp")), effort),
     }
 
 
 def _measured(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
-    row = _by_target(bed, reach, effort) if reach.target else _by_flows(bed, reach.flow, effort)
+    row = _set_up(bed, reach, effort)
+    if "udp" in reach.protocols:
+        trips = bed.client("echo", effort.rounds, bed.forward.target, reach.target)
+        row["round_trip"] = quantiles([trip[1] for trip in trips])
+    streams = [stream for stream in _STREAMS if stream[0] in reach.protocols]
+    row["streams"] = [_stream(bed, reach.target, effort, *stream) for stream in streams]
     if reach.first is not None:
         row["first"] = statistics.median(reach.first() for _ in range(effort.fresh))
     return row
+
+
+def _set_up(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
+    return _by_target(bed, reach, effort) if reach.target else _by_flows(bed, reach.flow, effort)
 
 
 def _by_target(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
@@ -96,14 +122,7 @@ def _by_target(bed: Bed, reach: Reach, effort: Effort) -> dict[str, Any]:
         natf.append(beside - forward)
         times += [row[2][1] for row in rounds]
         signalling += before
-    row = _compared(added, natf) | {"first_byte": quantiles(times), "signalling": quantiles(signalling)}
-    if "udp" in reach.protocols:
-        trips = bed.client("echo", effort.rounds, bed.forward.target, reach.target)
-        row["round_trip"] = quantiles([trip[1] for trip in trips])
-    row["streams"] = [
-        _stream(bed, reach.target, effort, *stream) for stream in _STREAMS if stream[0] in reach.protocols
-    ]
-    return row
+    return _compared(added, natf) | {"first_byte": quantiles(times), "signalling": quantiles(signalling)}
 
 
 def _stream(bed: Bed, target: str, effort: Effort, protocol: str, direction: str, size: int) -> dict[str, Any]:
@@ -157,5 +176,4 @@ def _by_flows(bed: Bed, flow: Callable[[], list[float]] | None, effort: Effort) 
         "first_byte": quantiles([before + trip for before, trip in zip(signalling, trips, strict=True)]),
         "signalling": quantiles(signalling),
         "round_trip": quantiles(trips),
-        "streams": [],
     }
