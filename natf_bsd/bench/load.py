@@ -13,12 +13,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from natf_bsd.types import Endpoint, Flow, Name, parse_address
 from natf_bsd.wire import icmp, message
+
+T = TypeVar("T")
 
 PORT: Final = 9000
 OTHERS: Final = 9001
@@ -177,7 +179,17 @@ def _address(way: str) -> tuple[str, int]:
 def setup(rounds: str, *ways: str) -> list[list[list[float]]]:
     """Of each round, for each way in turn: seconds until connect() returned, and until the first byte was there; and
     when it began, by a clock that is the same for the whole machine."""
-    return [[_connect(_address(way)) for way in ways] for _ in range(int(rounds))]
+    return _in_turns(rounds, ways, lambda way: _connect(_address(way)))
+
+
+def _in_turns(rounds: str, ways: Sequence[str], one: Callable[[str], T]) -> list[list[T]]:
+    """`one` of each round for each way, in the order of `ways`. Every second round begins with the last: who comes
+    after another is no better or worse for it."""
+    found = []
+    for number in range(int(rounds)):
+        step = -1 if number % 2 else 1
+        found.append([one(way) for way in ways[::step]][::step])
+    return found
 
 
 def _connect(address: tuple[str, int]) -> list[float]:
@@ -198,7 +210,7 @@ def throughput(protocol: str, direction: str, size: str, receiver: str, seconds:
     """
     by_protocol: dict[str, Callable[..., list[float]]] = {"tcp": _tcp, "udp": partial(_udp, receiver)}
     run = by_protocol[protocol]
-    return [[run(_address(way), direction, int(size), float(seconds)) for way in ways] for _ in range(int(rounds))]
+    return _in_turns(rounds, ways, lambda way: run(_address(way), direction, int(size), float(seconds)))
 
 
 def _tcp(address: tuple[str, int], direction: str, size: int, seconds: float) -> list[float]:

@@ -30,6 +30,8 @@ SIZES: Final = (64, 128, 256, 512, 1024, 1472)
 """Bytes of a message: the paper's table 5."""
 
 _ASKED: Final = 300
+_BY_ITSELF: Final = 512
+"""Bytes of the messages by which the port forward is measured beside itself."""
 
 Say = Callable[[str], object]
 
@@ -141,8 +143,16 @@ _DIRECTIONS: Final = {"put": "from the external node", "get": "to the external n
 
 
 def throughput(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
-    """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward."""
-    return _streams(bed, effort, say, "throughput", SIZES)
+    """Delivered bits a second of one flow, and the median ratio of NAT-f to the port forward; with one size also that
+    of the port forward to itself, which differs from 1 by chance alone."""
+    rows = _streams(bed, effort, say, "throughput", SIZES)
+    for protocol, direction in product(("tcp", "udp"), _DIRECTIONS):
+        say(f"throughput: {protocol}, {_BY_ITSELF} bytes, {_DIRECTIONS[direction]}, the port forward beside itself")
+        pairs = _pairs(bed, effort, (protocol, direction, _BY_ITSELF, "awake"), [bed.forward.target] * 2)
+        stream = (protocol, _DIRECTIONS[direction], _BY_ITSELF)
+        row = next(row for row in rows if (row["protocol"], row["direction"], row["size"]) == stream)
+        row["itself"] = _median_ratio(pairs)
+    return rows
 
 
 def user_space(bed: Bed, effort: Effort, say: Say) -> list[dict[str, Any]]:
@@ -160,22 +170,32 @@ def _streams(
     bed: Bed, effort: Effort, say: Say, part: str, sizes: Sequence[int], *, receiver: str = "awake"
 ) -> list[dict[str, Any]]:
     rows = []
-    targets = [way.target for way in bed.ways]
     for protocol, direction, size in product(("tcp", "udp"), _DIRECTIONS, sizes):
         say(f"{part}: {protocol}, {size} bytes, {_DIRECTIONS[direction]}")
-        turns = effort.turns * _TURNS[protocol]
-        rounds = bed.client("throughput", protocol, direction, size, receiver, effort.seconds, turns, *targets)
-        pairs = [[speed(*run) for run in runs] for runs in rounds]
+        pairs = _pairs(bed, effort, (protocol, direction, size, receiver), [way.target for way in bed.ways])
         rows.append(
             {
                 "protocol": protocol,
                 "direction": _DIRECTIONS[direction],
                 "size": size,
                 **{way.name: statistics.median(pair[place] for pair in pairs) for place, way in enumerate(bed.ways)},
-                "ratio": statistics.median(natf / forward for forward, natf in pairs),
+                "ratio": _median_ratio(pairs),
             }
         )
     return rows
+
+
+def _pairs(
+    bed: Bed, effort: Effort, stream: tuple[str, str, int, str], targets: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Speeds by two targets in turns; `stream` is protocol, direction, bytes of a message, how its receiver waits."""
+    turns = effort.turns * _TURNS[stream[0]]
+    rounds = bed.client("throughput", *stream, effort.seconds, turns, *targets)
+    return [(speed(*first), speed(*second)) for first, second in rounds]
+
+
+def _median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(second / first for first, second in pairs)
 
 
 def speed(count: float, took: float) -> float:

@@ -131,6 +131,10 @@ def _rate(found: dict[str, Any]) -> Iterator[str]:
 def _throughput(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "## Throughput\n\nDelivered, one flow, in Mbit/s; the ratio is the median of pairs.\n\n"
     yield from _streams(found)
+    for row in found:
+        if "itself" in row:
+            stream = f"{row['protocol'].upper()} {row['direction']} with {row['size']} bytes"
+            yield f"\nThe port forward to itself, {stream}: {row['itself']:.2f}.\n"
 
 
 def _user_space(found: list[dict[str, Any]]) -> Iterator[str]:
