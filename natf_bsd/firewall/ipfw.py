@@ -44,6 +44,7 @@ __all__ = [
     "en_undo",
     "find_nat",
     "judge_listing",
+    "largest_for_nat",
     "not_in_use",
     "parse_rules",
     "parse_tables",
@@ -88,7 +89,8 @@ _REDIRECT: Final = Command(
 @dataclass(frozen=True, slots=True)
 class EnFirewall:
     """What the external node's rules depend on. `prefix`: of the virtual addresses; queues are divert ports.
-    `kernel_path`: the kernel translates what `datapath.ipfw_reverse` puts into the tables of flows."""
+    `kernel_path`: the kernel translates what `datapath.ipfw_reverse` puts into the tables of flows, packets of
+    `largest_for_nat` bytes at most."""
 
     interface: str
     prefix: str
@@ -99,6 +101,7 @@ class EnFirewall:
     control_queue: int
     places: EnPlaces
     kernel_path: bool = False
+    largest_for_nat: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +237,8 @@ def _kernel_path_rules(fw: EnFirewall) -> list[tuple[int, str]]:
     gives the number.
     """
     places, name = fw.places, fw.interface
-    # `ipfw nat` drops what is larger (FREEBSD.md 1.6); the daemon does not.
-    small = "iplen 0-16384 "
+    # `ipfw nat` drops what is larger; the daemon does not.
+    small = f"iplen 0-{fw.largest_for_nat} "
     ours = (("tcp", f"{small}tcpflags !syn,!fin,!rst "), ("udp", small))
     return [
         # Ports are in first fragments only: the others would go to the daemon, which cannot put the rest together.
@@ -249,6 +252,12 @@ def _kernel_path_rules(fw: EnFirewall) -> list[tuple[int, str]]:
             for kind, flags in ours
         ),
     ]
+
+
+def largest_for_nat(osreldate: int) -> int:
+    """Bytes that `ipfw nat` makes one piece of on the release with this `kern.osreldate` (m_megapullup): up to 13 no
+    more than a page. 14.2 is the first that was seen (FREEBSD.md 1.6)."""
+    return 16384 if osreldate >= 1_402_000 else 4096
 
 
 def _flow_tables() -> list[str]:

@@ -172,6 +172,7 @@ class FreeBsdEn:
             control_queue=config.control_queue,
             places=places,
             kernel_path=self._kernel_path,
+            largest_for_nat=ipfw.largest_for_nat(self._system.release()),
         )
         return Plan(
             "en",

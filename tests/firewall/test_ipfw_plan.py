@@ -113,7 +113,7 @@ def test_the_external_node_is_one_batch() -> None:
 
 
 def test_with_a_kernel_path_its_tables_come_first_and_its_rules_are_the_first_of_their_numbers() -> None:
-    (command,) = ipfw.en_rules(replace(HOST, kernel_path=True), PEERS)
+    (command,) = ipfw.en_rules(replace(HOST, kernel_path=True, largest_for_nat=16384), PEERS)
     lines = (command.stdin or "").splitlines()
     flows = "create type flow:src-ip,proto,src-port,dst-ip,dst-port valtype nat missing"
     out, small, flags = "from me to 240.0.0.0/8 out xmit em0", "iplen 0-16384", "tcpflags !syn,!fin,!rst"

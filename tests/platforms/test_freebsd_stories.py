@@ -58,11 +58,11 @@ def echo(name: str, address: Address, **options: object) -> Callable[[bytes], li
 
 
 class Figure1(World):
-    """External node, router with natd, name server, alice and eve."""
+    """External node, router with natd, name server, alice and eve. `release`: of the external node."""
 
-    def __init__(self, *, in_kernel: bool = False) -> None:
+    def __init__(self, *, in_kernel: bool = False, release: int = 14) -> None:
         super().__init__()
-        self.en = self.box("en", {"ext": ("public", "203.0.113.10")}, gateway=("203.0.113.1", "ext"))
+        self.en = self.box("en", {"ext": ("public", "203.0.113.10")}, gateway=("203.0.113.1", "ext"), release=release)
         self.gateway = self.box(
             "router", {"wan": ("public", "203.0.113.1"), "lan": ("home", "192.168.0.1")}, forwarding=True
         )

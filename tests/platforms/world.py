@@ -49,11 +49,11 @@ class Delayed:
 class Programs:
     """The commands of a FreeBSD host that the product runs, answered by the model. `sysctls` are its settings."""
 
-    def __init__(self, host: Host, gateway: tuple[str, str] | None) -> None:
+    def __init__(self, host: Host, gateway: tuple[str, str] | None, release: int) -> None:
         self._host = host
         self._gateway = gateway
         self.sysctls = {
-            "kern.osreldate": "1402000",
+            "kern.osreldate": f"{release}02000",
             "net.inet.ip.forwarding": str(int(host.forwarding)),
             "net.inet.ip.fw.enable": "1",
             "net.inet.ip.fw.one_pass": "1",
@@ -175,13 +175,14 @@ class World:
         *,
         gateway: tuple[str, str] | None = None,
         forwarding: bool = False,
+        release: int = 14,
     ) -> Box:
         """`interfaces`: by name, (segment, address); `gateway`: (address, interface) of the default route."""
         made = [interface(own, address) for own, (_, address) in interfaces.items()]
-        host = Host(made, forwarding=forwarding, now=lambda: self.now)
+        host = Host(made, forwarding=forwarding, now=lambda: self.now, release=release)
         if gateway:
             host.add_route(_ANYWHERE, gateway[1])
-        box = self.boxes[name] = Box(name, host, Programs(host, gateway))
+        box = self.boxes[name] = Box(name, host, Programs(host, gateway, release))
         for own, (segment, _) in interfaces.items():
             self._segments.setdefault(segment, []).append((box, own))
         host.on_wire = lambda own, data: self._sent(box, interfaces[own][0], data)

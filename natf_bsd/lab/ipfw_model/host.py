@@ -32,8 +32,9 @@ _DONT_FRAGMENT = 0x4000
 _DEFAULT_TTL = 64
 # The model does all that follows from an event at once. More steps than this are a divert loop (FREEBSD.md 5.3).
 _LOOP = 2000
-# Bytes that m_megapullup makes one piece of (FREEBSD.md 1.6).
+# Bytes that m_megapullup makes one piece of (FREEBSD.md 1.6); up to 13 no more than a page.
 _LARGEST_FOR_NAT = 16384
+_LARGEST_FOR_NAT_BEFORE_14 = 4096
 # net.inet.icmp.quotelen: bytes quoted behind the header.
 _QUOTE = 548
 _UNREACHABLE, _TIME_EXCEEDED, _ECHO, _ECHO_REPLY = 3, 11, 8, 0
@@ -123,6 +124,7 @@ class Host:
         self.listens: Callable[[int, int], bool] = lambda protocol, port: False
         self.ident: Callable[[], int] = itertools.count(1).__next__
         self.draw = random.Random(0)
+        self._largest_for_nat = _LARGEST_FOR_NAT if release >= 14 else _LARGEST_FOR_NAT_BEFORE_14
         self.counters: Counter[str] = Counter()
         self._natds: list[Natd] = []
         self._queue: deque[_Frame] = deque()
@@ -489,7 +491,7 @@ class Host:
         if instance is None:
             raise _error(errno.EACCES)
         _complete(frame)
-        if len(frame.data) > _LARGEST_FOR_NAT:
+        if len(frame.data) > self._largest_for_nat:
             raise _error(errno.EACCES)
         if not instance.translator(self.draw).passes(frame.data, passage.direction, self.now()):
             raise _error(errno.EACCES)
