@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
-import tempfile
+import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import IO, NamedTuple, Protocol, TypeAlias
 
 TIME_LIMIT = 30.0
 """Seconds a process may take: three times as long as iptables waits for its lock."""
@@ -47,45 +48,65 @@ Start: TypeAlias = Callable[[tuple[str, ...], str | None], Process]
 
 
 def start_process(argv: tuple[str, ...], stdin: str | None) -> Process:
-    """The real `Start`. Its input is a file, for a pipe might be full; its output is for a few lines."""
+    """The real `Start`. Its input is no file, which a full disk would not take; its output is for a few lines."""
     try:
-        with tempfile.TemporaryFile() as text:
-            text.write((stdin or "").encode())
-            text.seek(0)
-            return _Child(
-                subprocess.Popen(
-                    argv,
-                    stdin=text,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    encoding="utf-8",
-                    errors="replace",
-                    env=os.environ | {"LC_ALL": "C"},
-                    start_new_session=True,
-                )
-            )
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"LC_ALL": "C"},
+            start_new_session=True,
+        )
     except FileNotFoundError as error:
         return _NoChild(Completed(127, "", f"{error.filename}: not found"))
     except OSError as error:
         return _NoChild(Completed(126, "", f"{argv[0]}: {error.strerror}"))
+    return _Child(child, (stdin or "").encode())
 
 
 class _Child:
-    def __init__(self, child: subprocess.Popen[str]) -> None:
+    """Whenever it is looked at its pipe takes what it can of `text`: communicate() loses the rest at a timeout."""
+
+    def __init__(self, child: subprocess.Popen[str], text: bytes) -> None:
         self._child = child
+        self._input: IO[str] | None = child.stdin
+        self._rest = text
+        child.stdin = None
+        self._feed()
 
     def ended(self) -> Completed | None:
+        self._feed()
         return None if self._child.poll() is None else self._completed()
 
     def wait(self, seconds: float) -> Completed | None:
+        until = time.monotonic() + seconds
+        while self._input is not None and select.select((), (self._input,), (), max(0.0, until - time.monotonic()))[1]:
+            self._feed()
         try:
-            return self._completed(seconds)
+            return self._completed(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             return None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
+
+    def _feed(self) -> None:
+        if self._input is None:
+            return
+        os.set_blocking(self._input.fileno(), False)
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._input.fileno(), self._rest) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it has read enough, or is gone
+            pass
+        self._input.close()
+        self._input = None
 
     def _completed(self, timeout: float | None = None) -> Completed:
         stdout, stderr = self._child.communicate(timeout=timeout)

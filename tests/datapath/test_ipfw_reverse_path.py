@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -343,6 +344,22 @@ def test_processes_in_the_background_really_are() -> None:
     assert start_process(("sh", "-c", "echo no >&2; exit 3"), None).wait(5) == Completed(3, "", "no\n")
     missing = start_process(("natf-has-no-such-program",), None)
     assert missing.ended() == missing.wait(0) == Completed(127, "", "natf-has-no-such-program: not found")
+
+
+def test_input_needs_no_file_and_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flows must be taken back on a host whose disk is full too."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    begun = time.monotonic()
+    slow = start_process(("sh", "-c", "sleep 0.3; wc -c"), "x" * 1_000_000)
+    assert slow.ended() is None
+    assert time.monotonic() - begun < 0.25, "what a pipe cannot take is fed later"
+    until = time.monotonic() + 10
+    while (done := slow.ended()) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert done is not None
+    assert (done.status, done.stdout.strip()) == (0, "1000000")
+    assert slow.ended() == slow.wait(0) == done
+    assert start_process(("sh", "-c", "exec <&-; exit 3"), "x" * 200_000).wait(5) == Completed(3, "", "")
 
 
 @pytest.mark.parametrize(("flags", "taken"), [(0x10, True), (0x18, True), (0x11, False), (0x02, False), (0x14, False)])
