@@ -325,6 +325,19 @@ def obstacle(run: Run) -> str | None:
     return None
 
 
+def leftovers(run: Run) -> tuple[str, ...]:
+    """What a start would remove of flows in ipfw, in words; of a daemon that runs too. Changes nothing."""
+    try:
+        numbers = _our_instances(run)
+    except OSError as error:
+        return (f"what is removed at the start cannot be told: {error.strerror}",)
+    found = [f"`ipfw nat` {', '.join(map(str, numbers))}"] if numbers else []
+    for name in _TABLES:
+        if (kind := _table(run, name)) is not None and kind.is_ours and kind.items:
+            found.append(f"entries of {name}: {kind.items}")
+    return (f"there now, removed at the start: {'; '.join(found)}",) if found else ()
+
+
 def remove(run: Run) -> None:
     """Whatever a daemon has left in ipfw for its flows, by what is ours alone. OSError if something stays.
 
@@ -350,6 +363,7 @@ class _Kind:
     text: str
     is_ours: bool
     references: int
+    items: int
 
 
 def _table(run: Run, name: str) -> _Kind | None:
@@ -360,7 +374,7 @@ def _table(run: Run, name: str) -> _Kind | None:
     said = dict(part.strip().split(": ", 1) for part in re.split(r",(?= )|\n", done.stdout) if ": " in part)
     is_ours = (said.get("type"), said.get("valtype")) == (FLOWS_TYPE, "nat")
     text = f"type {said.get('type', 'unknown')}, valtype {said.get('valtype', 'unknown')}"
-    return _Kind(text, is_ours, int(said.get("references", "0")))
+    return _Kind(text, is_ours, int(said.get("references", "0")), int(said.get("items", "0")))
 
 
 def _instances(run: Run) -> list[str]:

@@ -182,8 +182,15 @@ class FreeBsdEn:
             ipfw.en_undo(),
             ipfw.en_look(rules),
             ipfw.stand_in(rules),
-            notes=(ipfw_reverse.NOTE,) if self._kernel_path else (),
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """What is there once the ports are open is no leftover, and nobody reads these then."""
+        if not self._kernel_path:
+            return ()
+        left = ipfw_reverse.leftovers(self._system.run) if self._path is None else ()
+        return (*left, ipfw_reverse.NOTE)
 
     def admit(self, routers: Collection[Address]) -> None:
         """Before there is a plan they are only noted: its table has them."""

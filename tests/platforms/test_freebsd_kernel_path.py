@@ -314,6 +314,37 @@ def test_what_a_killed_daemon_left_is_taken_back_by_the_next_one(
     use(world, connect(world, Endpoint(G1, 40009)), source=Endpoint(G1, 40009))
 
 
+def test_a_dry_run_tells_what_the_start_would_remove(world: Figure1) -> None:
+    def notes() -> tuple[str, ...]:
+        side = world._system(world.en).external_node(en_config())
+        return side.plan(side.interface).notes
+
+    assert notes() == (ipfw_reverse.NOTE,), "nothing is there yet"
+    busy(world)
+    before = instances(world.en), entries(world.en)
+    assert world.en.en_side is not None
+    running = world.en.en_side
+    assert running.plan(running.interface).notes == (ipfw_reverse.NOTE,), "its own flows are not leftovers"
+    killed(world)
+    assert notes() == (
+        "there now, removed at the start: `ipfw nat` 7800; entries of natf_vo: 1; entries of natf_vi: 1",
+        ipfw_reverse.NOTE,
+    )
+    assert (instances(world.en), entries(world.en)) == before, "nothing is changed"
+    world.start_en(world.en, en_config())
+    assert (instances(world.en), entries(world.en)) == ([], []), "and so it does"
+    assert notes() == (ipfw_reverse.NOTE,)
+
+
+def test_a_dry_run_without_kernel_path_tells_of_no_leftovers(world: Figure1) -> None:
+    """A start would leave them: `natf cleanup` removes them."""
+    busy(world)
+    killed(world)
+    side = world._system(world.en).external_node(en_config(kernel_path=False))
+    assert side.plan(side.interface).notes == ()
+    world.start_en(world.en, en_config())
+
+
 def test_cleanup_removes_what_a_killed_daemon_left(world: Figure1) -> None:
     busy(world)
     killed(world)
